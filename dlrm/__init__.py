@@ -1,0 +1,1 @@
+"""Trains: the DLRM, its data, and the step that every rank repeats."""

@@ -1,0 +1,49 @@
+"""Saves and restores weights, optimizer state and the place in the data; a checkpoint is whole or not there."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torchrec.distributed import DistributedModelParallel
+from torchrec.optim.keyed import CombinedOptimizer
+
+from dlrm.checkpoint_folder import PREFIX, Progress, read_progress, write_description
+from planner.plan import ShardingPlan
+
+
+def save_checkpoint(
+    folder: Path,
+    model: DistributedModelParallel,
+    optimizer: CombinedOptimizer,
+    plan: ShardingPlan,
+    progress: Progress,
+) -> Path:
+    """Write a checkpoint below `folder`; all ranks together. Returns its path."""
+    final = folder / f"{PREFIX}{progress.step:08d}"
+    beside = folder / f".{final.name}.part"
+    dcp.save(_state(model, optimizer), checkpoint_id=beside)
+    if dist.get_rank() == 0:
+        write_description(beside, plan, progress)
+        os.replace(beside, final)
+    dist.barrier()
+    return final
+
+
+def load_checkpoint(checkpoint: Path, model: DistributedModelParallel, optimizer: CombinedOptimizer) -> Progress:
+    """Put a checkpoint's values into a model that is sharded under its plan; all ranks together."""
+    # Adam and Adagrad make their state at the first step; restoring needs it there.
+    optimizer.init_state()
+    state = _state(model, optimizer)
+    dcp.load(state, checkpoint_id=checkpoint)
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    progress = read_progress(checkpoint)
+    # The fused kernels count steps themselves: Adam's bias correction depends on it.
+    optimizer.set_optimizer_step(progress.step)
+    return progress
+
+
+def _state(model: DistributedModelParallel, optimizer: CombinedOptimizer) -> dict[str, Any]:
+    return {"model": model.state_dict(), "optimizer": optimizer.state_dict()}

@@ -1,0 +1,73 @@
+"""What a user declares about the model, its optimizers and the training loop; plain dataclasses."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def option(default: Any, text: str, **limits: Any) -> Any:
+    """A config field with its one-line explanation, from which `configs/README.md` is generated.
+
+    `choices=(...)` and `at_least=x` are checked when a configuration is loaded.
+    """
+    metadata = {"help": text, **limits}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class ModelConfig:
+    """The dense part of a DLRM; its tables come from the data's features."""
+
+    arch: str = option(
+        "dlrm",
+        "dlrm: dot-product interaction | dlrm_dcn: DLRM-DCN-v2, low-rank cross net",
+        choices=("dlrm", "dlrm_dcn"),
+    )
+    embedding_dim: int = option(64, "columns of every table that does not declare its own; a multiple of 4", at_least=4)
+    dense_arch: list[int] = option([256, 128], "hidden layer sizes of the bottom MLP; embedding_dim is appended")
+    over_arch: list[int] = option([256, 128], "hidden layer sizes of the top MLP; the one logit is appended")
+    dcn_num_layers: int = option(3, "cross layers (dlrm_dcn)", at_least=1)
+    dcn_low_rank_dim: int = option(64, "rank of a cross layer's weight (dlrm_dcn)", at_least=1)
+
+
+@dataclass
+class SparseOptimizerConfig:
+    """The optimizer fused into the backward pass of every table."""
+
+    kind: str = option("rowwise_adagrad", "rowwise_adagrad | adam | sgd", choices=("rowwise_adagrad", "adam", "sgd"))
+    learning_rate: float = option(0.05, "step size of the tables", at_least=0.0)
+    eps: float = option(1e-8, "term in the denominator (rowwise_adagrad, adam)", at_least=0.0)
+    beta1: float = option(0.9, "first-moment decay (adam)", at_least=0.0)
+    beta2: float = option(0.999, "second-moment decay (adam)", at_least=0.0)
+
+
+@dataclass
+class DenseOptimizerConfig:
+    """The optimizer of the MLPs and the interaction."""
+
+    kind: str = option("adam", "adam | adagrad | sgd", choices=("adam", "adagrad", "sgd"))
+    learning_rate: float = option(1e-3, "step size of the dense parameters", at_least=0.0)
+
+
+@dataclass
+class TrainConfig:
+    """How long and how a run trains."""
+
+    batch_size: int = option(512, "samples a rank and step", at_least=1)
+    steps: int | None = option(None, "stop after this many steps; null: after `epochs` passes", at_least=1)
+    epochs: int = option(1, "passes over the training rows, where `steps` is null", at_least=1)
+    window_steps: int = option(10, "steps between two records; ranks exchange timings and commands then", at_least=1)
+    eval_every: int | None = option(
+        None, "steps between two evaluations on held-out batches; null: at the end only", at_least=1
+    )
+    eval_batches: int | None = option(None, "held-out batches of one evaluation; null: all of them", at_least=1)
+    pipeline: str = option(
+        "auto",
+        "sparse_dist: TrainPipelineSparseDist | base | auto: sparse_dist on CUDA, where it overlaps",
+        choices=("auto", "sparse_dist", "base"),
+    )
+    checkpoint: bool = option(
+        True, "save weights, optimizer state and the place in the data at the end, and when stopped"
+    )
+    seed: int = option(17, "of the first weights, the shuffling and the synthetic draws", at_least=0)

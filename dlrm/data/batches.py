@@ -1,0 +1,45 @@
+"""One rank's share of one step: the batch that travels from the reader to the model."""
+
+from dataclasses import dataclass
+
+import torch
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torchrec.streamable import Pipelineable
+
+
+@dataclass
+class Batch(Pipelineable):
+    """B samples of one rank; mutable, and named so, because TorchRec's models and pipelines want it.
+
+    Attributes:
+        dense_features: float32 [B, D].
+        sparse_features: keyed by feature name, values int64, lengths int32 [F * B] in the order of the keys.
+        labels: float32 [B], 0 or 1.
+    """
+
+    dense_features: torch.Tensor
+    sparse_features: KeyedJaggedTensor
+    labels: torch.Tensor
+
+    @property
+    def batch_size(self) -> int:
+        """B, the samples of this rank."""
+        return self.labels.shape[0]
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
+        """The same samples on a device."""
+        return Batch(
+            dense_features=self.dense_features.to(device=device, non_blocking=non_blocking),
+            sparse_features=self.sparse_features.to(device=device, non_blocking=non_blocking),
+            labels=self.labels.to(device=device, non_blocking=non_blocking),
+        )
+
+    def record_stream(self, stream: torch.Stream) -> None:
+        """Keep the memory until the stream has used it."""
+        self.dense_features.record_stream(stream)
+        self.sparse_features.record_stream(stream)
+        self.labels.record_stream(stream)
+
+    def pin_memory(self) -> "Batch":
+        """The same samples in page-locked host memory, which copies to a GPU without blocking."""
+        return Batch(self.dense_features.pin_memory(), self.sparse_features.pin_memory(), self.labels.pin_memory())

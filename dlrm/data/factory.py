@@ -1,0 +1,84 @@
+"""The two doors to data: its schema before the plan, and a rank's stream of batches."""
+
+from dlrm.data.check import check_config
+from dlrm.data.config import DataConfig
+from dlrm.data.criteo import describe_criteo, open_criteo_reader
+from dlrm.data.file_source import FileSource, RankShare, RowReader, Split
+from dlrm.data.schema import DataSchema
+from dlrm.data.stream import BatchSource, BatchStream
+from dlrm.data.synthetic import SyntheticSource, describe_synthetic
+from dlrm.data.table import describe_table, open_table_reader
+from dlrm.errors import DataError
+
+
+def open_schema(config: DataConfig) -> DataSchema:
+    """The schema of the data; call it once, on the driver, before streams are opened.
+
+    Cheap (at most the head of a file is read), but for a Criteo frequency vocabulary that does not exist yet: that
+    takes one pass over the data and writes `criteo.vocabulary_path`.
+
+    Raises:
+        DataError: the configuration is wrong, or the data is not as declared.
+    """
+    check_config(config)
+    if config.kind == "synthetic":
+        return describe_synthetic(config.synthetic)
+    return describe_criteo(config) if config.kind == "criteo" else describe_table(config)
+
+
+def open_stream(
+    config: DataConfig,
+    schema: DataSchema,
+    split: str,
+    batch_size: int,
+    rank: int,
+    world_size: int,
+    seed: int,
+    num_epochs: int | None = None,
+) -> BatchStream:
+    """One rank's batches; every rank gets the same number of them.
+
+    Training drops the rows at the end of an epoch that fill no global batch. Evaluation on files keeps them, in one
+    smaller batch that is equally large on every rank.
+
+    Args:
+        config: the data.
+        schema: what `open_schema` gave for it.
+        split: "train" or "eval".
+        batch_size: samples per rank.
+        rank: of `world_size`.
+        world_size: ranks.
+        seed: of shuffling and of synthetic samples; the same on every rank.
+        num_epochs: epochs after which the stream ends; None = endless.
+
+    Raises:
+        DataError: the configuration is wrong, the files are absent, or the schema is not that of the data.
+    """
+    check_config(config)
+    share = RankShare(batch_size, rank, world_size)
+    source = _open_source(config, schema, Split(split), share, seed)
+    return BatchStream(source, config.prefetch_batches, num_epochs)
+
+
+def _open_source(config: DataConfig, schema: DataSchema, split: Split, share: RankShare, seed: int) -> BatchSource:
+    """The source of the configured kind."""
+    if config.kind == "synthetic":
+        if describe_synthetic(config.synthetic) != schema:
+            raise DataError("The schema is not that of data.synthetic: open it with the same configuration.", "config")
+        return SyntheticSource(config.synthetic, split, share, seed)
+    uses_eval_path = split is Split.EVAL and config.eval_path is not None
+    return FileSource(
+        _open_reader(config, config.eval_path if uses_eval_path else config.path),
+        schema.feature_names,
+        split,
+        share,
+        holdout_every=config.holdout_every if config.eval_path is None else None,
+        shuffle_rows=config.shuffle_rows,
+        max_bad_rows=config.max_bad_rows,
+        seed=seed,
+    )
+
+
+def _open_reader(config: DataConfig, path: str | None) -> RowReader:
+    """The reader of the configured kind of files."""
+    return open_criteo_reader(config, path) if config.kind == "criteo" else open_table_reader(config, path)

@@ -1,0 +1,161 @@
+"""The command line: `shardwright COMMAND`, the same as `python -m launcher COMMAND`."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from launcher.exit_codes import ExitCode
+
+DESCRIPTION = "Trains DLRMs on a Ray cluster and decides where every embedding table lives."
+EPILOG = "Exit codes: 0 ok, 2 usage or config, 3 no feasible plan or not enough resources, 4 training failed, \
+5 unfit environment, 75 stopped on request."
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit code; every known fault is one message on stderr."""
+    options = build_parser().parse_args(arguments)
+    return int(report_faults(options.command, options))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The commands and their options."""
+    parser = argparse.ArgumentParser(prog="shardwright", description=DESCRIPTION, epilog=EPILOG)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def add(name: str, command: Callable[[argparse.Namespace], ExitCode], text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text, epilog=EPILOG)
+        sub.set_defaults(command=command)
+        sub.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+        return sub
+
+    add_config(add("doctor", doctor, "check this machine and say how to mend what is wrong"))
+    plan_parser = add("plan", plan, "place the tables and print the plan that train would run")
+    plan_parser.add_argument("--strategy", help="the search to use instead of planner.strategy")
+    compare_parser = add("compare", compare, "plan with every strategy and print them side by side")
+    for sub in (plan_parser, compare_parser):
+        sub.add_argument("--topology", type=Path, metavar="FILE", help="plan for these devices; needs no cluster")
+        add_config(sub)
+    train_parser = add("train", train, "plan, launch and watch a training job")
+    train_parser.add_argument("--dry-run", action="store_true", help="print the plan that would train, and stop")
+    add_config(train_parser)
+    report_parser = add("report", report, "say what a run came to")
+    report_parser.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    return parser
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """The options of every command that reads a configuration."""
+    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file of keys (see configs/README.md)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="keys that win over the file")
+
+
+def report_faults(command: Callable[[argparse.Namespace], ExitCode], options: argparse.Namespace) -> ExitCode:
+    """Run a command; a fault that a user can mend becomes its message and its exit code, without a traceback."""
+    try:
+        return command(options)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return ExitCode.STOPPED
+    except Exception as error:
+        from launcher.faults import exit_code_of
+
+        code = exit_code_of(error)
+        if code is None:
+            raise
+        print(f"shardwright: {error}", file=sys.stderr)
+        return code
+
+
+def doctor(options: argparse.Namespace) -> ExitCode:
+    """`shardwright doctor`."""
+    from launcher.doctor import examine, render_findings
+    from launcher.views.tables import make_console
+
+    findings = examine(_config(options))
+    if options.json:
+        _print_json({"ok": all(f.is_ok for f in findings), "checks": [vars(f) for f in findings]})
+    else:
+        for line in render_findings(findings):
+            make_console().print(line)
+    return ExitCode.OK if all(finding.is_ok for finding in findings) else ExitCode.UNFIT
+
+
+def plan(options: argparse.Namespace) -> ExitCode:
+    """`shardwright plan`."""
+    from launcher.preparation import prepare, session_unless
+
+    config = _config(options)
+    with session_unless(options.topology, config):
+        prepared = prepare(config, options.topology, options.strategy)
+    if options.json:
+        _print_json(prepared.planned.to_dict())
+    else:
+        _terminal().show_plan(prepared.planned, prepared.task, prepared.topology)
+    return ExitCode.OK
+
+
+def compare(options: argparse.Namespace) -> ExitCode:
+    """`shardwright compare`."""
+    from launcher.comparison import compare_strategies, comparison_dict, render_comparison
+    from launcher.preparation import session_unless
+    from launcher.views.tables import make_console
+
+    config = _config(options)
+    with session_unless(options.topology, config):
+        outcomes = compare_strategies(config, options.topology)
+    if options.json:
+        _print_json(comparison_dict(outcomes))
+    else:
+        make_console().print(render_comparison(outcomes))
+    return ExitCode.OK if any(outcome.planned for outcome in outcomes) else ExitCode.INFEASIBLE
+
+
+def train(options: argparse.Namespace) -> ExitCode:
+    """`shardwright train`."""
+    if options.dry_run:
+        options.topology = options.strategy = None
+        return plan(options)
+    from launcher.controller import run_training
+
+    code, run = run_training(_config(options), options.config, _terminal(stderr=options.json))
+    _show_report(run.path, options.json)
+    return code
+
+
+def report(options: argparse.Namespace) -> ExitCode:
+    """`shardwright report RUN_DIR`."""
+    _show_report(options.run_dir, options.json)
+    return ExitCode.OK
+
+
+def _config(options: argparse.Namespace) -> Any:
+    from launcher.config import load_config
+
+    return load_config(options.config, options.overrides)
+
+
+def _terminal(stderr: bool = False) -> Any:
+    from launcher.views.tables import make_console
+    from launcher.views.terminal import Terminal
+
+    return Terminal(make_console(stderr))
+
+
+def _show_report(path: Path, as_json: bool) -> None:
+    from launcher.views.report import read_report, render_report
+    from launcher.views.tables import make_console
+
+    found = read_report(path)
+    if as_json:
+        _print_json(found)
+        return
+    console = make_console()
+    for part in render_report(found, path):
+        console.print(part, soft_wrap=isinstance(part, str))
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value))

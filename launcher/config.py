@@ -1,0 +1,136 @@
+"""The one door through which configuration comes in: defaults < file < command line, all errors at once."""
+
+import dataclasses
+import difflib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from launcher.schema import RunConfig
+
+
+class ConfigError(Exception):
+    """Everything that is wrong with a configuration, one line a fault."""
+
+    def __init__(self, faults: list[str]) -> None:
+        self.faults = faults
+        head = "the configuration has a fault" if len(faults) == 1 else f"the configuration has {len(faults)} faults"
+        super().__init__("\n".join([f"{head}:", *(f"  {fault}" for fault in faults)]))
+
+
+def load_config(path: Path | None, overrides: list[str]) -> RunConfig:
+    """The typed configuration of `path` and `key=value` overrides; raises ConfigError with every fault.
+
+    >>> load_config(None, ["train.batch_size=64"]).train.batch_size
+    64
+    """
+    faults: list[str] = []
+    config = OmegaConf.structured(RunConfig)
+    if path is not None:
+        for key, value in _walk(_read(path), RunConfig, "", str(path), faults):
+            _assign(config, key, value, str(path), faults)
+    for override in overrides:
+        for key, value in _walk(_parse(override, faults), RunConfig, "", "command line", faults):
+            _assign(config, key, value, "command line", faults)
+    faults += check_limits(config, RunConfig)
+    if faults:
+        raise ConfigError(faults)
+    loaded = OmegaConf.to_object(config)
+    assert isinstance(loaded, RunConfig)
+    return loaded
+
+
+def render_config(config: RunConfig) -> str:
+    """The configuration as YAML, every key with its value; loading it gives an equal one."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def list_keys(schema: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any]]]:
+    """Every dotted key below a dataclass, with its field."""
+    for field in dataclasses.fields(schema):
+        if dataclasses.is_dataclass(field.type):
+            yield from list_keys(field.type, f"{prefix}{field.name}.")  # type: ignore[arg-type]
+        else:
+            yield prefix + field.name, field
+
+
+def check_limits(config: DictConfig, schema: type) -> list[str]:
+    """Faults of values against the `choices` and `at_least` that their fields declare."""
+    faults = []
+    for key, field in list_keys(schema):
+        value = OmegaConf.select(config, key)
+        if value is None:
+            continue
+        choices, least = field.metadata.get("choices"), field.metadata.get("at_least")
+        if choices and value not in choices:
+            hint = _did_you_mean(str(value), choices)
+            faults.append(f"{key}: {value!r} is not one of {', '.join(choices)}{hint}")
+        if least is not None and value < least:
+            faults.append(f"{key}: {value} is below the least value, {least}")
+    return faults
+
+
+def _read(path: Path) -> Any:
+    try:
+        return OmegaConf.to_container(OmegaConf.load(path)) or {}
+    except FileNotFoundError:
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
+        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
+        raise ConfigError([f"there is no file {path}{hint}"]) from None
+    except (YAMLError, OmegaConfBaseException, OSError) as error:
+        raise ConfigError([f"{path} cannot be read as YAML: " + " ".join(str(error).split())]) from None
+
+
+def _parse(override: str, faults: list[str]) -> Any:
+    if "=" not in override:
+        faults.append(f"command line: {override!r} is neither an option nor key=value")
+        return {}
+    try:
+        return OmegaConf.to_container(OmegaConf.from_dotlist([override]))
+    except (YAMLError, OmegaConfBaseException) as error:
+        faults.append(f"command line: {override!r} cannot be read: " + " ".join(str(error).split()))
+        return {}
+
+
+def _walk(layer: Any, schema: type, prefix: str, source: str, faults: list[str]) -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of every known leaf of `layer`; unknown keys become faults."""
+    if not isinstance(layer, Mapping):
+        faults.append(f"{source}: {prefix.rstrip('.') or 'the file'} should hold keys, found {layer!r}")
+        return
+    fields = {field.name: field for field in dataclasses.fields(schema)}
+    for name, value in layer.items():
+        if name not in fields:
+            faults.append(f"{source}: there is no key {prefix}{name}{_suggest(str(name), prefix, list(fields))}")
+        elif dataclasses.is_dataclass(fields[name].type):
+            yield from _walk(value, fields[name].type, f"{prefix}{name}.", source, faults)  # type: ignore[arg-type]
+        else:
+            yield prefix + name, value
+
+
+def _assign(config: DictConfig, key: str, value: Any, source: str, faults: list[str]) -> None:
+    try:
+        OmegaConf.update(config, key, value, merge=True)
+    except OmegaConfBaseException as error:
+        text = str(error).splitlines()[0]
+        where = error.full_key if getattr(error, "full_key", None) else key
+        faults.append(f"{source}: {where}: {text}")
+
+
+def _suggest(name: str, prefix: str, siblings: list[str]) -> str:
+    """A near key beside the wrong one, or anywhere."""
+    every = {key: key for key, _ in list_keys(RunConfig)}
+    beside = difflib.get_close_matches(name, siblings, n=1)
+    if beside:
+        return f"; did you mean {prefix}{beside[0]}?"
+    anywhere = [key for key in every if key.rsplit(".", 1)[-1] == name]
+    anywhere += difflib.get_close_matches(prefix + name, list(every), n=1)
+    return f"; did you mean {anywhere[0]}?" if anywhere else f"; keys here: {', '.join(siblings)}"
+
+
+def _did_you_mean(word: str, words: tuple[str, ...]) -> str:
+    near = difflib.get_close_matches(word, words, n=1)
+    return f"; did you mean {near[0]}?" if near else ""

@@ -1,0 +1,26 @@
+"""Which exit code each kind of fault has."""
+
+from cluster.errors import ClusterError, WorkerFailure
+from dlrm.errors import DlrmError
+from launcher.config import ConfigError
+from launcher.exit_codes import ExitCode
+from launcher.views.report import NoRunError
+from planner.errors import InfeasibleError, PlanningError
+
+# Reasons of a ClusterError that the environment, not the request, is at fault for.
+UNFIT_REASONS = ("unreachable", "unauthenticated", "unknown_device", "start")
+
+
+def exit_code_of(error: BaseException) -> ExitCode | None:
+    """The exit code of a fault that a user can mend; None for a mistake of ours, which deserves its traceback."""
+    if isinstance(error, WorkerFailure):
+        return ExitCode.TRAINING_FAILED
+    if isinstance(error, InfeasibleError):
+        return ExitCode.INFEASIBLE
+    if isinstance(error, ClusterError):
+        if error.reason in ("resources", "placement"):
+            return ExitCode.INFEASIBLE
+        return ExitCode.UNFIT if error.reason in UNFIT_REASONS else ExitCode.USAGE
+    if isinstance(error, (ConfigError, PlanningError, DlrmError, NoRunError)):
+        return ExitCode.USAGE
+    return None

@@ -1,0 +1,139 @@
+"""From a configuration to the plan that will train: the same steps for `plan`, `compare` and `train`."""
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.inventory import Inventory, take_inventory
+from cluster.session import open_session
+from dlrm.checkpoint_folder import find_checkpoint, read_plan
+from dlrm.data.factory import open_schema
+from dlrm.data.schema import DataSchema
+from dlrm.job import BATCHES_IN_FLIGHT, TrainJob, resolve_pipeline
+from dlrm.size import count_dense_parameters, declare_tables, estimate_dense_flops
+from launcher.hardware import describe_cluster
+from launcher.run_dir import RunDir, locate_runs
+from launcher.schema import ConstraintSection, RunConfig
+from planner.plan import ShardingPlan
+from planner.problem import PlanningProblem, TableConstraint
+from planner.search.registry import PlanResult, appraise, make_plan
+from planner.sharding import ShardingType
+from planner.tables import OptimizerKind, TableSpec, Workload
+from planner.topology import Topology, load_topology
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be trained, before anything is placed."""
+
+    config: RunConfig
+    schema: DataSchema
+    tables: tuple[TableSpec, ...]
+    dense_parameters: int
+    dense_flops_per_sample: float
+
+    def problem(self, topology: Topology) -> PlanningProblem:
+        """The planning problem on these devices."""
+        config = self.config
+        pipeline = resolve_pipeline(config.train.pipeline, topology.devices[0].type)
+        workload = Workload(
+            tables=self.tables,
+            batch_size=config.train.batch_size,
+            optimizer=OptimizerKind(config.optimizer.sparse.kind),
+            batches_in_flight=BATCHES_IN_FLIGHT[pipeline],
+            dense_parameters=self.dense_parameters,
+            dense_flops_per_sample=self.dense_flops_per_sample,
+        )
+        return PlanningProblem(workload, topology, tuple(map(_constraint, config.planner.constraints)))
+
+    def job(self, plan: ShardingPlan, topology: Topology, checkpoints: Path, resume: Path | None) -> TrainJob:
+        """What every rank is handed."""
+        config = self.config
+        return TrainJob(
+            model=config.model,
+            data=config.data,
+            sparse_optimizer=config.optimizer.sparse,
+            dense_optimizer=config.optimizer.dense,
+            train=config.train,
+            schema=self.schema,
+            tables=self.tables,
+            plan=plan,
+            topology=topology,
+            checkpoint_folder=str(checkpoints),
+            resume=str(resume) if resume else None,
+        )
+
+
+def describe_task(config: RunConfig) -> Task:
+    """Read the data's schema and size the model up: no table is allocated, torch is not even loaded."""
+    schema = open_schema(config.data)
+    tables = declare_tables(schema, config.model.embedding_dim)
+    dense = count_dense_parameters(config.model, tables, schema.num_dense)
+    flops = estimate_dense_flops(dense, len(schema.features), config.model.embedding_dim)
+    return Task(config, schema, tables, dense, flops)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A task, the devices it was planned for and the plan itself; `train` executes exactly this.
+
+    `inventory` is None for devices of a topology file, `resume` the checkpoint to go on from, if any.
+    """
+
+    task: Task
+    topology: Topology
+    planned: PlanResult
+    inventory: Inventory | None
+    resume: Path | None
+
+
+def prepare(config: RunConfig, topology_path: Path | None, strategy: str | None = None) -> Prepared:
+    """Plan for the devices of the cluster, or of a topology file where one is given (then no Ray is needed).
+
+    Raises ConfigError, DataError, PlanningError or ClusterError.
+    """
+    task = describe_task(absolute_paths(config))
+    if topology_path is not None:
+        inventory, topology = None, load_topology(topology_path)
+    else:
+        inventory, topology = find_devices(config)
+    problem = task.problem(topology)
+    resume = find_checkpoint(RunDir(Path(config.run.resume)).checkpoints) if config.run.resume else None
+    if resume is not None:
+        planned = appraise(problem, read_plan(resume), "resumed")
+    else:
+        planned = make_plan(problem, strategy or config.planner.strategy)
+    return Prepared(task, topology, planned, inventory, resume)
+
+
+def session_unless(topology_path: Path | None, config: RunConfig) -> AbstractContextManager[object]:
+    """A Ray session for planning on the cluster's own devices; nothing where a topology file describes them."""
+    return nullcontext() if topology_path else open_session(config.cluster.address)
+
+
+def find_devices(config: RunConfig) -> tuple[Inventory, Topology]:
+    """The ranks that the open Ray session offers, and their figures. Needs an open session."""
+    cluster = config.cluster
+    inventory = take_inventory(cluster.device, cluster.num_workers, cluster.cpus_per_worker)
+    hardware = Path(cluster.hardware) if cluster.hardware else None
+    return inventory, describe_cluster(inventory, hardware)
+
+
+def absolute_paths(config: RunConfig) -> RunConfig:
+    """The configuration with its paths made absolute, since workers have other current folders."""
+    config.run.dir = str(locate_runs(config.run.dir))
+    for section, name in ((config.data, "path"), (config.data, "eval_path"), (config.run, "resume")):
+        value = getattr(section, name)
+        if value is not None:
+            setattr(section, name, str(Path(value).expanduser().resolve()))
+    return config
+
+
+def _constraint(section: ConstraintSection) -> TableConstraint:
+    types = section.sharding_types
+    return TableConstraint(
+        tables=tuple(section.tables),
+        ranks=None if section.ranks is None else tuple(section.ranks),
+        sharding_types=None if types is None else tuple(ShardingType(kind) for kind in types),
+        together=section.together,
+    )

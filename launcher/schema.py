@@ -1,0 +1,78 @@
+"""Every key of a configuration, as typed dataclasses; the generated reference is configs/README.md."""
+
+from dataclasses import dataclass, field
+
+from dlrm.config import DenseOptimizerConfig, ModelConfig, SparseOptimizerConfig, TrainConfig, option
+from dlrm.data.config import DataConfig
+from planner.sharding import ShardingType
+
+SHARDING_TYPES = tuple(kind.value for kind in ShardingType)
+
+
+@dataclass
+class RunSection:
+    """Where a run keeps its records."""
+
+    name: str | None = option(None, "name of the run's folder; null: the config's name and the time")
+    dir: str = option("runs", "folder of all runs; in a Ray job a relative one is taken from the home directory")
+    resume: str | None = option(
+        None, "folder of a run to go on with: its newest checkpoint and the plan of that"
+    )
+
+
+@dataclass
+class ClusterSection:
+    """Which machines and how many ranks."""
+
+    address: str | None = option(
+        None, "of a running Ray cluster (auto, host:port); null: the job's own, or a local one"
+    )
+    device: str = option(
+        "auto", "auto: GPUs where there are any, else CPU ranks | cpu | cuda", choices=("auto", "cpu", "cuda")
+    )
+    num_workers: int | None = option(None, "ranks; null: one a device", at_least=1)
+    cpus_per_worker: int = option(1, "CPU cores, and intra-op threads, of a rank", at_least=1)
+    hardware: str | None = option(None, "topology file whose figures describe the devices found; null: the presets")
+    start_timeout_s: float = option(120.0, "longest wait for the workers to start and meet", at_least=1.0)
+    collective_timeout_s: float = option(120.0, "longest wait of a rank for the others in one collective", at_least=1.0)
+
+
+@dataclass
+class ConstraintSection:
+    """One wish about tables that a plan must respect."""
+
+    tables: list[str] = option([], "names of tables, or patterns such as user_*")
+    ranks: list[int] | None = option(None, "the only ranks they may be on; null: all")
+    sharding_types: list[str] | None = option(None, "the only sharding types; null: all. " + " | ".join(SHARDING_TYPES))
+    together: bool = option(False, "all of them on the same rank")
+
+
+@dataclass
+class PlannerSection:
+    """How tables are placed."""
+
+    strategy: str = option(
+        "longest_processing_time", "the search that makes the plan; `shardwright compare` lists them"
+    )
+    constraints: list[ConstraintSection] = option([], "wishes that every strategy respects")
+
+
+@dataclass
+class OptimizerSection:
+    """The two optimizers of a DLRM."""
+
+    sparse: SparseOptimizerConfig = field(default_factory=SparseOptimizerConfig, metadata={"help": "of the tables"})
+    dense: DenseOptimizerConfig = field(default_factory=DenseOptimizerConfig, metadata={"help": "of all else"})
+
+
+@dataclass
+class RunConfig:
+    """The whole configuration of one run."""
+
+    run: RunSection = field(default_factory=RunSection)
+    cluster: ClusterSection = field(default_factory=ClusterSection)
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optimizer: OptimizerSection = field(default_factory=OptimizerSection)
+    planner: PlannerSection = field(default_factory=PlannerSection)
+    train: TrainConfig = field(default_factory=TrainConfig)

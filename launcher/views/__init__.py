@@ -1,0 +1,1 @@
+"""What people read: terminal lines, TensorBoard pages and reports."""

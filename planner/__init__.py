@@ -1,0 +1,1 @@
+"""Decides where every embedding table of a recommendation model lives."""

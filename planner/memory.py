@@ -1,0 +1,78 @@
+"""Bytes that shards take on a device: weights, optimizer state, inputs and outputs."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.plan import ShardingPlan
+from planner.problem import PlanningProblem
+from planner.sharding import ShardingType
+from planner.shards import TYPE_CODE, ShardArrays, plan_shards
+from planner.tables import OptimizerKind
+
+ID_BYTES = 8
+"""Bytes of one id. Source: TorchRec KeyedJaggedTensor values are int64 (`planner.constants.BIGINT_DTYPE`)."""
+
+LENGTH_BYTES = 4
+"""Bytes of one bag length. Source: TorchRec sends KeyedJaggedTensor lengths as int32."""
+
+FLOAT_BYTES = 4
+"""Bytes of one fp32 number: pooled embeddings, gradients and optimizer state."""
+
+DENSE_COPIES = 4
+"""fp32 copies of a dense parameter: weight, gradient, two moments.
+
+Source: Kingma and Ba 2015, Adam, algorithm 1.
+"""
+
+
+def shard_bytes(problem: PlanningProblem, shards: ShardArrays) -> NDArray[np.int64]:
+    """Bytes of each shard [S] on its device.
+
+    - weights: rows x columns;
+    - optimizer: row-wise Adagrad one fp32 a row, Adam two a weight, SGD none
+      (Source: FBGEMM `SplitTableBatchedEmbeddingBagsCodegen`, momentum1 and momentum2);
+    - replicated tables: a dense gradient, as large as the weights in fp32;
+    - inputs: ids and lengths of the global batch (replicated: of the own one) for each batch in flight; a
+      row shard receives its share of the ids and all lengths;
+    - outputs: pooled embeddings of the same batch and their gradients.
+    """
+    workload, tables = problem.workload, problem.arrays
+    elements = shards.num_rows * shards.num_cols
+    is_replicated = shards.type_code == TYPE_CODE[ShardingType.DATA_PARALLEL]
+    samples = workload.batch_size * np.where(is_replicated, 1, problem.topology.world_size)
+    features = tables.num_features[shards.table]
+    ids = samples * tables.ids_per_sample[shards.table] * shards.num_rows / tables.num_rows[shards.table]
+    inputs = workload.batches_in_flight * (ids * ID_BYTES + samples * features * LENGTH_BYTES)
+    outputs = 2 * samples * features * shards.num_cols * FLOAT_BYTES
+    optimizer = {
+        OptimizerKind.SGD: np.zeros(len(shards)),
+        OptimizerKind.ROWWISE_ADAGRAD: shards.num_rows * FLOAT_BYTES,
+        OptimizerKind.ADAM: elements * (2 * FLOAT_BYTES),
+    }[workload.optimizer]
+    gradient = np.where(is_replicated, elements * FLOAT_BYTES, 0.0)
+    total = elements * workload.weight_bytes + optimizer + gradient + inputs + outputs
+    return np.ceil(total).astype(np.int64)
+
+
+def replicated_bytes(problem: PlanningProblem) -> int:
+    """Bytes that every rank holds under any plan: dense part, own batches, embeddings it receives."""
+    workload, tables = problem.workload, problem.arrays
+    ids, features = tables.ids_per_sample.sum(), tables.num_features.sum()
+    inputs = workload.batches_in_flight * workload.batch_size * (ids * ID_BYTES + features * LENGTH_BYTES)
+    embeddings = 2 * workload.batch_size * (tables.num_features * tables.num_cols).sum() * FLOAT_BYTES
+    return int(np.ceil(workload.dense_parameters * DENSE_COPIES * FLOAT_BYTES + inputs + embeddings))
+
+
+def capacity_bytes(problem: PlanningProblem) -> NDArray[np.int64]:
+    """Bytes of each rank [W] that are left for shards; negative where not even the replicated part fits."""
+    devices = problem.topology.devices
+    usable = np.array([device.hbm_bytes - device.reserved_bytes for device in devices], dtype=np.int64)
+    return usable - replicated_bytes(problem)
+
+
+def rank_bytes(problem: PlanningProblem, plan: ShardingPlan) -> list[int]:
+    """Bytes in use on each rank under a plan: its shards and the replicated part, without the reserve."""
+    shards = plan_shards(problem, plan)
+    totals = np.zeros(problem.topology.world_size, dtype=np.int64)
+    np.add.at(totals, shards.rank, shard_bytes(problem, shards))
+    return [int(total) for total in totals + replicated_bytes(problem)]

@@ -1,0 +1,1 @@
+"""Finds plans: strategies, the step they share, and a proven lower bound."""

@@ -1,0 +1,275 @@
+"""The step that all greedy strategies share: put one unit of tables on the ranks that have room."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.cost.estimator import AdditiveEstimator
+from planner.errors import InfeasibleError
+from planner.memory import capacity_bytes, replicated_bytes, shard_bytes
+from planner.plan import ShardingPlan, TablePlacement
+from planner.problem import PlanningProblem
+from planner.sharding import ShardingOption, ShardingType
+from planner.shards import option_shards
+from planner.text import render_bytes
+
+SPLIT_ORDER = (
+    ShardingType.TABLE_WISE,
+    ShardingType.COLUMN_WISE,
+    ShardingType.TABLE_ROW_WISE,
+    ShardingType.ROW_WISE,
+    ShardingType.DATA_PARALLEL,
+)
+"""In which order greedy rules try types: whole, then splits by the bytes they move, copies last."""
+
+MAX_PASSES = 6
+"""How many passes a greedy strategy takes, each with the unit that found no room put first."""
+
+
+@dataclass(frozen=True)
+class UnitOption:
+    """One way to place a unit: the same kind of option for each of its tables.
+
+    Attributes:
+        parts: An option for each table, all of one shape.
+    """
+
+    parts: tuple[ShardingOption, ...]
+
+    @property
+    def sharding_type(self) -> ShardingType:
+        """The type that all tables take."""
+        return self.parts[0].sharding_type
+
+    @property
+    def num_shards(self) -> int:
+        """Shards of each table."""
+        return self.parts[0].num_shards
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """Ranks to choose from, or the ranks of the shards (see `ShardingOption.ranks`)."""
+        return self.parts[0].ranks
+
+    @property
+    def is_free(self) -> bool:
+        """Whether the search chooses the ranks."""
+        return self.parts[0].is_free
+
+    def slot_bytes(self, problem: PlanningProblem) -> NDArray[np.int64]:
+        """Bytes [num_shards] of each shard position, summed over the tables."""
+        sizes = shard_bytes(problem, option_shards(problem, self.parts))
+        return sizes.reshape(len(self.parts), self.num_shards).sum(axis=0)
+
+    def slot_loads(self, problem: PlanningProblem, estimator: AdditiveEstimator) -> NDArray[np.float64]:
+        """Loads [num_shards, K] of each shard position, summed over the tables."""
+        loads = estimator.shard_loads(problem, option_shards(problem, self.parts))
+        return loads.reshape(len(self.parts), self.num_shards, -1).sum(axis=0)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Tables that are placed as one, and the ways to do it in `SPLIT_ORDER`, fewest shards first."""
+
+    names: tuple[str, ...]
+    options: tuple[UnitOption, ...]
+
+    @property
+    def label(self) -> str:
+        """How messages call it."""
+        rest = f" and {len(self.names) - 1} kept with it" if len(self.names) > 1 else ""
+        return f"{self.names[0]!r}{rest}"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A unit's option and the rank of each shard."""
+
+    unit: Unit
+    option: UnitOption
+    ranks: tuple[int, ...]
+
+
+class NoRoomError(Exception):
+    """A pass found no room for a unit."""
+
+    def __init__(self, unit: Unit, shortfall_bytes: int, rank: int) -> None:
+        """Keeps the unit, the bytes missing for its best option and the rank where they are missing."""
+        super().__init__(unit.label)
+        self.unit = unit
+        self.shortfall_bytes = shortfall_bytes
+        self.rank = rank
+
+
+def build_units(problem: PlanningProblem) -> tuple[Unit, ...]:
+    """The problem's groups with their options.
+
+    Raises:
+        InfeasibleError: A group has no legal option at all.
+    """
+    return tuple(_build_unit(problem, group) for group in problem.groups)
+
+
+def _build_unit(problem: PlanningProblem, names: tuple[str, ...]) -> Unit:
+    by_shape = [{option.shape: option for option in problem.options(name)} for name in names]
+    common = [shape for shape in by_shape[0] if all(shape in shapes for shapes in by_shape)]
+    if not common:
+        unit = Unit(names, ())
+        raise InfeasibleError(
+            f"table {unit.label} has no legal sharding option left under its constraints",
+            shortfall_bytes=0,
+            table=names[0],
+        )
+    options = [UnitOption(tuple(shapes[shape] for shapes in by_shape)) for shape in common]
+    return Unit(
+        names,
+        tuple(sorted(options, key=lambda each: (SPLIT_ORDER.index(each.sharding_type), each.num_shards))),
+    )
+
+
+def choose_ranks(
+    option: UnitOption, slot_bytes: NDArray[np.int64], free_bytes: NDArray[np.int64], key: NDArray[np.float64]
+) -> tuple[int, ...] | None:
+    """The ranks for an option's shards: those of the smallest key [W] that have room, or None.
+
+    Ties go to the lower rank. Shards of a free option are equally large and go to different ranks.
+    """
+    if not option.is_free:
+        ranks = np.asarray(option.ranks)
+        return option.ranks if bool((slot_bytes <= free_bytes[ranks]).all()) else None
+    ranks = np.asarray(option.ranks)
+    with_room = ranks[free_bytes[ranks] >= slot_bytes[0]]
+    if len(with_room) < option.num_shards:
+        return None
+    order = np.argsort(key[with_room], kind="stable")[: option.num_shards]
+    return tuple(int(rank) for rank in with_room[order])
+
+
+def first_fit(
+    problem: PlanningProblem, unit: Unit, free_bytes: NDArray[np.int64], key: NDArray[np.float64]
+) -> Choice:
+    """The first of a unit's options that finds room, on the ranks of the smallest key [W].
+
+    Among the nodes of table_row_wise the one whose ranks have the smallest mean key wins.
+
+    Raises:
+        NoRoomError: None of the options fits.
+    """
+    groups: dict[tuple[ShardingType, int], list[UnitOption]] = {}
+    for option in unit.options:
+        groups.setdefault((option.sharding_type, option.num_shards), []).append(option)
+    for options in groups.values():
+        ordered = options
+        if len(options) > 1:
+            ordered = sorted(options, key=lambda each: float(key[np.asarray(each.ranks)].mean()))
+        for option in ordered:
+            ranks = choose_ranks(option, option.slot_bytes(problem), free_bytes, key)
+            if ranks is not None:
+                return Choice(unit, option, ranks)
+    raise no_room(problem, unit, free_bytes)
+
+
+def no_room(problem: PlanningProblem, unit: Unit, free_bytes: NDArray[np.int64]) -> NoRoomError:
+    """The error that tells by how many bytes the option closest to fitting misses, and on which rank."""
+    misses = []
+    for option in unit.options:
+        needed, ranks = option.slot_bytes(problem), np.asarray(option.ranks)
+        if option.is_free:
+            ranks = ranks[np.argsort(-free_bytes[ranks], kind="stable")[: option.num_shards]]
+        missing = needed - free_bytes[ranks]
+        worst = int(missing.argmax())
+        misses.append((int(missing[worst]), int(ranks[worst])))
+    shortfall_bytes, rank = min(misses)
+    return NoRoomError(unit, shortfall_bytes, rank)
+
+
+def build_plan(problem: PlanningProblem, choices: Iterable[Choice]) -> ShardingPlan:
+    """The plan of placed units, tables in the workload's order."""
+    placements = [
+        TablePlacement(part.table.name, part.sharding_type, part.shards(choice.ranks))
+        for choice in choices
+        for part in choice.option.parts
+    ]
+    placements.sort(key=lambda placement: problem.index_of[placement.name])
+    return ShardingPlan(problem.topology.world_size, tuple(placements))
+
+
+def run_passes(
+    problem: PlanningProblem, units: Sequence[Unit], one_pass: Callable[[Sequence[Unit]], list[Choice]]
+) -> ShardingPlan:
+    """The plan of the first pass that finds room for all units.
+
+    After a pass that strands a unit the next one starts with that unit, so that large tables which the
+    rule's order leaves for late do not meet full devices.
+
+    Args:
+        problem: The problem.
+        units: In the order of the strategy's rule.
+        one_pass: Places units in the order given, or raises NoRoomError.
+
+    Raises:
+        InfeasibleError: `MAX_PASSES` passes found no room, or one unit was stranded although it came first.
+    """
+    check_total(problem, units)
+    order = list(units)
+    for attempt in range(MAX_PASSES):
+        try:
+            return build_plan(problem, one_pass(order))
+        except NoRoomError as error:
+            stranded, last = error, attempt == MAX_PASSES - 1
+        if last or order[0] is stranded.unit:
+            break
+        order.remove(stranded.unit)
+        order.insert(0, stranded.unit)
+    raise InfeasibleError(
+        f"table {stranded.unit.label} fits on no rank under any option it may take: the closest misses "
+        f"{render_bytes(stranded.shortfall_bytes)} on rank {stranded.rank}",
+        shortfall_bytes=stranded.shortfall_bytes,
+        table=stranded.unit.names[0],
+    )
+
+
+def smallest_bytes(problem: PlanningProblem, units: Sequence[Unit]) -> NDArray[np.int64]:
+    """Bytes [U] of each unit in the form that takes the least over all devices.
+
+    A whole table takes the least of all forms: every cut repeats ids or partial sums. Where it is not
+    allowed, the options are compared.
+    """
+    return np.array(
+        [
+            min(
+                int(option.slot_bytes(problem).sum())
+                for option in unit.options
+                if option.sharding_type is ShardingType.TABLE_WISE
+                or unit.options[0].sharding_type is not ShardingType.TABLE_WISE
+            )
+            for unit in units
+        ],
+        dtype=np.int64,
+    )
+
+
+def check_total(problem: PlanningProblem, units: Sequence[Unit]) -> None:
+    """Passes if the tables in their smallest form do not exceed all devices together.
+
+    Raises:
+        InfeasibleError: With the bytes that are missing in total.
+    """
+    capacity = capacity_bytes(problem)
+    if (capacity < 0).any():
+        rank = int(capacity.argmin())
+        raise InfeasibleError(
+            f"rank {rank} cannot hold even what every rank holds ({render_bytes(replicated_bytes(problem))}: "
+            f"dense part, own batches and embeddings): {render_bytes(-int(capacity[rank]))} missing",
+            shortfall_bytes=-int(capacity[rank]),
+        )
+    needed = int(smallest_bytes(problem, units).sum())
+    available = int(capacity.sum())
+    if needed > available:
+        raise InfeasibleError(
+            f"the tables need {render_bytes(needed)} at least, the {len(capacity)} devices have "
+            f"{render_bytes(available)} for them: {render_bytes(needed - available)} missing",
+            shortfall_bytes=needed - available,
+        )

@@ -1,0 +1,16 @@
+"""Quantities as people read them."""
+
+UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+"""Binary units, each 1,024 of the one before."""
+
+
+def render_bytes(num_bytes: int) -> str:
+    """Bytes in the largest binary unit that leaves a number of at least 1, and exactly.
+
+    >>> render_bytes(3 * 1024**3)
+    '3.00 GiB (3,221,225,472 bytes)'
+    """
+    scaled, unit = float(num_bytes), 0
+    while abs(scaled) >= 1024 and unit < len(UNITS) - 1:
+        scaled, unit = scaled / 1024, unit + 1
+    return f"{scaled:.2f} {UNITS[unit]} ({num_bytes:,} bytes)" if unit else f"{num_bytes:,} bytes"

@@ -1,0 +1,270 @@
+"""Our plan as TorchRec's and back, and TorchRec's planner as a strategy; no process group needed."""
+
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torch.distributed._shard.metadata import ShardMetadata
+from torch.distributed._shard.sharding_spec.api import EnumerableShardingSpec
+from torchrec.distributed.embedding_types import EmbeddingComputeKernel
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints
+from torchrec.distributed.planner import Topology as TorchRecTopology
+from torchrec.distributed.planner.stats import NoopEmbeddingStats
+from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
+from torchrec.distributed.planner.types import PlannerError
+from torchrec.distributed.types import EmbeddingModuleShardingPlan, ParameterSharding
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
+
+from planner.errors import InfeasibleError, PlanningError
+from planner.memory import capacity_bytes
+from planner.plan import ShardingPlan, TablePlacement
+from planner.problem import PlanningProblem
+from planner.sharding import Shard, ShardingType, is_data_parallel_legal
+from planner.tables import OptimizerKind, TableSpec
+from planner.topology import DeviceType, Topology
+
+MS_PER_S = 1000
+"""TorchRec states bandwidths in bytes per millisecond. Source: TorchRec 1.8 `planner.constants`."""
+
+
+def to_torchrec(plan: ShardingPlan, topology: Topology) -> EmbeddingModuleShardingPlan:
+    """The plan of one EmbeddingBagCollection in TorchRec's form.
+
+    Kernels are `fused` (the optimizer runs in the backward pass), for replicated tables `dense`. Give it to
+    DistributedModelParallel under the module's path.
+
+    Args:
+        plan: The plan.
+        topology: Its devices; shards stand on `rank:R/cpu` or `rank:R/cuda:L`, L the local rank.
+
+    Raises:
+        PlanningError: The plan is for another number of ranks (reason `torchrec`).
+    """
+    if plan.world_size != topology.world_size:
+        raise PlanningError(
+            f"plan is for {plan.world_size} ranks, topology {topology.name} has {topology.world_size}",
+            reason="torchrec",
+        )
+    return EmbeddingModuleShardingPlan(
+        {table.name: _parameter_sharding(table, topology) for table in plan.tables}
+    )
+
+
+def from_torchrec(
+    module_plan: EmbeddingModuleShardingPlan, world_size: int, tables: Iterable[TableSpec]
+) -> ShardingPlan:
+    """A TorchRec plan of one EmbeddingBagCollection in our form.
+
+    Args:
+        module_plan: The plan, by table name.
+        world_size: Its number of ranks.
+        tables: The model's tables: they give the order, and the size of replicated tables, which TorchRec
+            leaves out.
+
+    Raises:
+        PlanningError: A table is missing or has a sharding type that we do not have (reason `torchrec`).
+    """
+    specs = list(tables)
+    missing = [table.name for table in specs if table.name not in module_plan]
+    if missing:
+        raise PlanningError(f"TorchRec plan lacks the tables {', '.join(missing)}", reason="torchrec")
+    return ShardingPlan(
+        world_size, tuple(_placement(table, module_plan[table.name], world_size) for table in specs)
+    )
+
+
+def _parameter_sharding(table: TablePlacement, topology: Topology) -> ParameterSharding:
+    is_replicated = table.sharding_type is ShardingType.DATA_PARALLEL
+    kernel = EmbeddingComputeKernel.DENSE if is_replicated else EmbeddingComputeKernel.FUSED
+    shards = [
+        ShardMetadata(
+            shard_offsets=[shard.row_offset, shard.col_offset],
+            shard_sizes=[shard.num_rows, shard.num_cols],
+            placement=_remote_device(topology, shard.rank),
+        )
+        for shard in table.shards
+    ]
+    return ParameterSharding(
+        sharding_type=table.sharding_type.value,
+        compute_kernel=kernel.value,
+        ranks=list(table.ranks),
+        sharding_spec=None if is_replicated else EnumerableShardingSpec(shards),
+    )
+
+
+def _remote_device(topology: Topology, rank: int) -> str:
+    device = topology.devices[rank]
+    return f"rank:{rank}/cpu" if device.type is DeviceType.CPU else f"rank:{rank}/cuda:{device.local_rank}"
+
+
+def _placement(table: TableSpec, sharding: ParameterSharding, world_size: int) -> TablePlacement:
+    try:
+        sharding_type = ShardingType(sharding.sharding_type)
+    except ValueError as error:
+        raise PlanningError(
+            f"table {table.name!r} is {sharding.sharding_type} in the TorchRec plan, expected one of "
+            + ", ".join(ShardingType),
+            reason="torchrec",
+        ) from error
+    if sharding_type is ShardingType.DATA_PARALLEL:
+        whole = [Shard(rank, 0, table.num_embeddings, 0, table.embedding_dim) for rank in range(world_size)]
+        return TablePlacement(table.name, sharding_type, tuple(whole))
+    shards = []
+    for metadata in sharding.sharding_spec.shards:
+        (row_offset, col_offset), (num_rows, num_cols) = metadata.shard_offsets, metadata.shard_sizes
+        shards.append(Shard(metadata.placement.rank(), row_offset, num_rows, col_offset, num_cols))
+    return TablePlacement(table.name, sharding_type, tuple(shards))
+
+
+class FusedBagSharder(EmbeddingBagCollectionSharder):
+    """A sharder that offers TorchRec's planner our five types with the kernels that train.
+
+    TorchRec's own sharder hides row-wise types on CPU, where they work, and offers kernels outside device
+    memory on GPU.
+    """
+
+    def __init__(self, optimizer: OptimizerKind) -> None:
+        """Remembers whether replicated tables are legal."""
+        super().__init__()
+        self._offered = [
+            each.value
+            for each in ShardingType
+            if each is not ShardingType.DATA_PARALLEL or is_data_parallel_legal(optimizer)
+        ]
+
+    def sharding_types(self, compute_device_type: str) -> list[str]:
+        """The types on offer on any device."""
+        return list(self._offered)
+
+    def compute_kernels(self, sharding_type: str, compute_device_type: str) -> list[str]:
+        """`dense` for replicated tables, else `fused`."""
+        is_replicated = sharding_type == ShardingType.DATA_PARALLEL.value
+        return [(EmbeddingComputeKernel.DENSE if is_replicated else EmbeddingComputeKernel.FUSED).value]
+
+
+class TorchRecStrategy:
+    """TorchRec's EmbeddingShardingPlanner, told the true job and devices.
+
+    Its topology has one memory size: the smallest that is left on any rank for shards, so nothing is
+    reserved twice.
+    """
+
+    def plan(self, problem: PlanningProblem) -> ShardingPlan:
+        """TorchRec's plan.
+
+        Raises:
+            InfeasibleError: TorchRec finds none.
+            PlanningError: The problem has pins, tables kept together, or nodes of unequal size, which
+                TorchRec's planner cannot express (reason `torchrec`).
+        """
+        _check_expressible(problem)
+        collection = _meta_collection(problem)
+        with _quiet():
+            planner = EmbeddingShardingPlanner(
+                topology=_torchrec_topology(problem),
+                batch_size=problem.workload.batch_size,
+                storage_reservation=FixedPercentageStorageReservation(percentage=0.0),
+                stats=NoopEmbeddingStats(),
+                constraints=_constraints(problem),
+                debug=False,
+            )
+            try:
+                found = planner.plan(collection, [FusedBagSharder(problem.workload.optimizer)])
+            except PlannerError as error:
+                first_line = str(error).strip().splitlines()[0]
+                raise InfeasibleError(f"TorchRec's planner: {first_line}", shortfall_bytes=0) from error
+        return from_torchrec(found.plan[""], problem.topology.world_size, problem.workload.tables)
+
+
+def _check_expressible(problem: PlanningProblem) -> None:
+    pinned = [name for name, rule in problem.rules.items() if rule.ranks is not None]
+    grouped = [name for group in problem.groups if len(group) > 1 for name in group]
+    sizes = {len(problem.topology.ranks_of(node)) for node in problem.topology.nodes}
+    found = [f"tables {', '.join(pinned)} are pinned to ranks"] if pinned else []
+    found += [f"tables {', '.join(grouped)} are kept together"] if grouped else []
+    found += [f"nodes have {sorted(sizes)} devices, expected all the same"] if len(sizes) > 1 else []
+    if found:
+        raise PlanningError(
+            "strategy torchrec: TorchRec's planner cannot express this: "
+            + "; ".join(found)
+            + "; use another strategy",
+            reason="torchrec",
+        )
+
+
+def _meta_collection(problem: PlanningProblem) -> EmbeddingBagCollection:
+    """The tables on the meta device, marked with their optimizer for TorchRec's storage estimate."""
+    collection = EmbeddingBagCollection(
+        device=torch.device("meta"),
+        tables=[
+            EmbeddingBagConfig(
+                name=table.name,
+                num_embeddings=table.num_embeddings,
+                embedding_dim=table.embedding_dim,
+                feature_names=list(table.feature_names),
+            )
+            for table in problem.workload.tables
+        ],
+    )
+    classes: dict[OptimizerKind, type[torch.optim.Optimizer]] = {
+        OptimizerKind.SGD: torch.optim.SGD,
+        OptimizerKind.ROWWISE_ADAGRAD: RowWiseAdagrad,
+        OptimizerKind.ADAM: torch.optim.Adam,
+    }
+    for parameter in collection.parameters():
+        _mark_optimizer(parameter, classes[problem.workload.optimizer])
+    return collection
+
+
+def _mark_optimizer(parameter: nn.Parameter, optimizer: type[torch.optim.Optimizer]) -> None:
+    """Sets what `planner.shard_estimators` reads. Source: TorchRec 1.8 `calculate_shard_storages`."""
+    parameter._optimizer_classes = [optimizer]  # type: ignore[attr-defined]
+
+
+def _torchrec_topology(problem: PlanningProblem) -> TorchRecTopology:
+    topology = problem.topology
+    is_cpu = topology.devices[0].type is DeviceType.CPU
+    memory_bytes = max(0, int(capacity_bytes(problem).min()))
+    bandwidth = min(device.hbm_bytes_per_s for device in topology.devices) / MS_PER_S
+    memory = {"ddr_cap": memory_bytes} if is_cpu else {"hbm_cap": memory_bytes, "ddr_cap": 0}
+    rates = {"ddr_mem_bw": bandwidth} if is_cpu else {"hbm_mem_bw": bandwidth}
+    return TorchRecTopology(
+        world_size=topology.world_size,
+        compute_device=topology.devices[0].type.value,
+        local_world_size=len(topology.ranks_of(topology.nodes[0])),
+        intra_host_bw=topology.intra_node.bytes_per_s / MS_PER_S,
+        inter_host_bw=topology.inter_node.bytes_per_s / MS_PER_S,
+        **memory,
+        **rates,
+    )
+
+
+def _constraints(problem: PlanningProblem) -> dict[str, ParameterConstraints]:
+    return {
+        table.name: ParameterConstraints(
+            sharding_types=None if allowed is None else [each.value for each in allowed],
+            pooling_factors=[table.pooling_factor] * len(table.feature_names),
+        )
+        for table in problem.workload.tables
+        for allowed in [problem.rules[table.name].sharding_types]
+    }
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps TorchRec's planner from warning of what is intended.
+
+    It warns, on the root logger too, that its class for topologies is
+    used directly, and that replicated tables have no sharding spec.
+    """
+    level = logging.root.manager.disable
+    logging.disable(max(level, logging.WARNING))
+    try:
+        yield
+    finally:
+        logging.disable(level)

@@ -1,0 +1,92 @@
+"""What the tests run on the ranks; the workers import it by name."""
+
+import os
+import signal
+import time
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+WAIT_LIMIT_S = 60.0
+SMALL_OUTBOX = 8
+
+
+def add_up(context: Any, value: float) -> dict[str, Any]:
+    """Sums value x (rank + 1) over the ranks, and tells what the worker knows of its place."""
+    tensor = torch.full((2,), value * (context.rank + 1))
+    dist.all_reduce(tensor)
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    return {
+        "sum": tensor.tolist(),
+        "place": (context.rank, context.world_size, context.local_rank, context.local_world_size),
+        "environment": tuple(int(os.environ[name]) for name in names),
+        "node_id": context.node_id,
+        "device": context.device,
+        "threads": torch.get_num_threads(),
+        "backend": dist.get_backend(),
+    }
+
+
+def fail_on_rank(context: Any, failing_rank: int) -> None:
+    """Raises on one rank while the others wait in a collective."""
+    if context.rank == failing_rank:
+        raise LookupError(f"row 17 is missing on rank {context.rank}")
+    dist.all_reduce(torch.ones(1))
+
+
+def fail_and_disconnect(context: Any, failing_rank: int) -> None:
+    """Breaks the others' collective first and reports its own error later, as a slow clean-up does."""
+    if context.rank != failing_rank:
+        dist.all_reduce(torch.ones(1))
+        return
+    try:
+        raise LookupError("the real cause")
+    finally:
+        dist.destroy_process_group()
+        time.sleep(1.0)
+
+
+def die_on_rank(context: Any, dying_rank: int) -> None:
+    """Ends one worker process the hard way while the others wait in a collective."""
+    if context.rank == dying_rank:
+        os.kill(os.getpid(), signal.SIGKILL)
+    dist.all_reduce(torch.ones(1))
+
+
+def leave_on_rank(context: Any, leaving_rank: int) -> None:
+    """Calls sys.exit on one rank."""
+    if context.rank == leaving_rank:
+        raise SystemExit(3)
+
+
+def stall_on_rank(context: Any, stalling_rank: int) -> None:
+    """Never enters the collective on one rank."""
+    if context.rank == stalling_rank:
+        time.sleep(WAIT_LIMIT_S)
+    dist.all_reduce(torch.ones(1))
+
+
+def report_until_told(context: Any) -> dict[str, Any]:
+    """Reports steps until a command comes, and returns that command."""
+    deadline_s = time.monotonic() + WAIT_LIMIT_S
+    step = 0
+    while time.monotonic() < deadline_s:
+        command = context.inbox.latest()
+        if command is not None and command["kind"] == "stop":
+            return dict(command)
+        context.outbox.put({"rank": context.rank, "step": step})
+        step += 1
+        time.sleep(0.01)
+    raise TimeoutError("no command came")
+
+
+def report_many(context: Any, count: int) -> None:
+    """Puts more records than the outbox may hold."""
+    for step in range(count):
+        context.outbox.put(step)
+
+
+def return_unpicklable(context: Any) -> Any:
+    """Gives a result that cannot travel."""
+    return lambda: context.rank

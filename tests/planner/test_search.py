@@ -1,0 +1,225 @@
+"""Strategies keep what they are told, do their rule, and stay above a bound that brute force confirms."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from planner.check import check
+from planner.cost.analytic import AnalyticEstimator
+from planner.errors import InfeasibleError, PlanningError
+from planner.memory import rank_bytes
+from planner.plan import ShardingPlan, TablePlacement
+from planner.problem import PlanningProblem, TableConstraint
+from planner.search.bound import lower_bound_ms
+from planner.search.registry import STRATEGIES, make_plan
+from planner.sharding import Shard, ShardingType
+from planner.tables import OptimizerKind, TableSpec, Workload
+from planner.topology import Topology
+
+OWN = [name for name in STRATEGIES if name != "torchrec"]
+MIB = 1 << 20
+
+
+def _all_placements(problem: PlanningProblem, table: TableSpec) -> Iterator[TablePlacement]:
+    """Every placement of a table that `check` accepts, unequal column cuts and shared ranks included."""
+    rule = problem.rules[table.name]
+    for option in problem.options(table.name):
+        if option.sharding_type not in (ShardingType.TABLE_WISE, ShardingType.COLUMN_WISE):
+            yield TablePlacement(table.name, option.sharding_type, option.shards(option.ranks))
+    ranks = range(problem.topology.world_size) if rule.ranks is None else rule.ranks
+    quads = table.embedding_dim // 4
+    for num_cuts in range(quads):
+        for cuts in itertools.combinations(range(1, quads), num_cuts):
+            edges = [4 * edge for edge in (0, *cuts, quads)]
+            for chosen in itertools.product(ranks, repeat=num_cuts + 1):
+                shards = tuple(
+                    Shard(rank, 0, table.num_embeddings, start, end - start)
+                    for rank, start, end in zip(chosen, edges, edges[1:], strict=False)
+                )
+                sharding_type = ShardingType.COLUMN_WISE if cuts else ShardingType.TABLE_WISE
+                if rule.sharding_types is None or sharding_type in rule.sharding_types:
+                    yield TablePlacement(table.name, sharding_type, shards)
+
+
+def _brute_force_ms(problem: PlanningProblem) -> float:
+    """Step of the best legal plan, by trying all."""
+    estimator, best = AnalyticEstimator(), np.inf
+    choices = [list(_all_placements(problem, table)) for table in problem.workload.tables]
+    for tables in itertools.product(*choices):
+        plan = ShardingPlan(problem.topology.world_size, tables)
+        try:
+            check(plan, problem)
+        except PlanningError:
+            continue
+        best = min(best, estimator.estimate(problem, plan).step_ms)
+    return best
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    shapes=st.lists(
+        st.tuples(st.integers(8, 200_000), st.sampled_from([4, 8, 12]), st.floats(0.1, 80.0)),
+        min_size=1,
+        max_size=3,
+    ),
+    optimizer=st.sampled_from(list(OptimizerKind)),
+    nodes=st.sampled_from([(1, 2), (2, 1)]),
+    speeds=st.sampled_from([(), (1e12, 3e11)]),
+    constraint=st.sampled_from(
+        [
+            (),
+            (TableConstraint(("table_0",), ranks=(1,)),),
+            (TableConstraint(("*",), sharding_types=(ShardingType.TABLE_WISE, ShardingType.COLUMN_WISE)),),
+        ]
+    ),
+)
+def test_bound_never_exceeds_the_best_plan_and_longest_processing_time_is_near_it(
+    make_workload: Callable[..., Workload],
+    make_topology: Callable[..., Topology],
+    shapes: list[tuple[int, int, float]],
+    optimizer: OptimizerKind,
+    nodes: tuple[int, int],
+    speeds: tuple[float, ...],
+    constraint: tuple[TableConstraint, ...],
+) -> None:
+    topology = make_topology(*nodes, speeds=speeds)
+    problem = PlanningProblem(
+        make_workload(*shapes, optimizer=optimizer, batch_size=512), topology, constraint
+    )
+    best_ms = _brute_force_ms(problem)
+    bound_ms = lower_bound_ms(problem, AnalyticEstimator())
+    assert 0.0 < bound_ms <= best_ms * (1 + 1e-9)
+    found_ms = make_plan(problem, "longest_processing_time").cost.step_ms
+    assert best_ms * (1 - 1e-9) <= found_ms <= 2.0 * best_ms
+
+
+def test_bound_is_reached_on_one_rank(
+    make_workload: Callable[..., Workload], make_topology: Callable[..., Topology]
+) -> None:
+    workload = make_workload((1000, 16, 3.0), (5000, 8, 1.0), optimizer=OptimizerKind.ADAM)
+    result = make_plan(PlanningProblem(workload, make_topology(1, 1)), "size_greedy")
+    assert result.gap == pytest.approx(0.0, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_constraints_are_kept(
+    make_workload: Callable[..., Workload], make_topology: Callable[..., Topology], name: str
+) -> None:
+    constraints = (
+        TableConstraint(("table_0",), ranks=(3,)),
+        TableConstraint(("table_1",), sharding_types=(ShardingType.ROW_WISE,)),
+        TableConstraint(("table_2", "table_3", "table_4"), together=True),
+    )
+    workload = make_workload(*[(1000 * (index + 1), 32, 2.0 + index) for index in range(8)])
+    problem = PlanningProblem(workload, make_topology(2, 2), constraints)
+    placed = {table.name: table for table in make_plan(problem, name).plan.tables}
+    assert set(placed["table_0"].ranks) == {3}
+    assert placed["table_1"].sharding_type is ShardingType.ROW_WISE
+    assert (
+        len({(placed[f"table_{index}"].ranks, placed[f"table_{index}"].sharding_type) for index in (2, 3, 4)})
+        == 1
+    )
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_table_that_fits_on_no_rank_is_split(
+    make_workload: Callable[..., Workload], make_topology: Callable[..., Topology], name: str
+) -> None:
+    workload = make_workload((100_000, 64, 1.0), (100, 16, 1.0), batch_size=16)
+    problem = PlanningProblem(workload, make_topology(1, 4, hbm_bytes=16 * MIB))
+    plan = make_plan(problem, name).plan
+    assert len(plan.tables[0].shards) > 1
+    assert max(rank_bytes(problem, plan)) <= 16 * MIB
+
+
+def test_greedy_splits_by_the_fewest_columns_first(
+    make_workload: Callable[..., Workload], make_topology: Callable[..., Topology]
+) -> None:
+    workload = make_workload((100_000, 64, 1.0), batch_size=16)
+    problem = PlanningProblem(workload, make_topology(1, 4, hbm_bytes=16 * MIB))
+    placement = make_plan(problem, "size_greedy").plan.tables[0]
+    assert (placement.sharding_type, len(placement.shards)) == (ShardingType.COLUMN_WISE, 2)
+    narrow = replace(problem, workload=make_workload((1_600_000, 4, 1.0), batch_size=16))
+    assert make_plan(narrow, "size_greedy").plan.tables[0].sharding_type is ShardingType.TABLE_ROW_WISE
+
+
+def test_a_table_stranded_by_the_rule_goes_first_in_the_next_pass(
+    make_workload: Callable[..., Workload], make_topology: Callable[..., Topology]
+) -> None:
+    workload = make_workload((10_000, 64, 50.0), (10_000, 64, 50.0), (15_000, 64, 1.0), batch_size=4)
+    whole = (TableConstraint(("*",), sharding_types=(ShardingType.TABLE_WISE,)),)
+    hbm_bytes = 21 * 10_000 * 64 * 4 // 10
+    problem = PlanningProblem(workload, make_topology(1, 2, hbm_bytes=hbm_bytes), whole)
+    ranks = [table.ranks[0] for table in make_plan(problem, "lookup_greedy").plan.tables]
+    assert ranks[0] == ranks[1] != ranks[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "alone"), [("size_greedy", "table_0"), ("dim_greedy", "table_1"), ("lookup_greedy", "table_2")]
+)
+def test_each_rule_isolates_the_table_that_leads_its_score(
+    make_workload: Callable[..., Workload], make_topology: Callable[..., Topology], name: str, alone: str
+) -> None:
+    workload = make_workload((90_000, 16, 2.0), (500, 64, 1.0), (500, 16, 90.0))
+    plan = make_plan(PlanningProblem(workload, make_topology(1, 2)), name).plan
+    rank_of = {table.name: table.ranks[0] for table in plan.tables}
+    others = {rank for table, rank in rank_of.items() if table != alone}
+    assert others == {1 - rank_of[alone]}
+
+
+def test_random_is_repeatable_and_different_from_the_rules(
+    mlperf: Workload, make_topology: Callable[..., Topology]
+) -> None:
+    problem = PlanningProblem(mlperf, make_topology(1, 8))
+    assert make_plan(problem, "random").plan == make_plan(problem, "random").plan
+    assert make_plan(problem, "random").plan != make_plan(problem, "size_greedy").plan
+
+
+def test_longest_processing_time_beats_every_rule_on_the_mlperf_tables(
+    mlperf: Workload, make_topology: Callable[..., Topology]
+) -> None:
+    problem = PlanningProblem(mlperf, make_topology(1, 8))
+    best = make_plan(problem, "longest_processing_time")
+    assert best.gap < 0.35
+    for name in ("size_greedy", "dim_greedy", "lookup_greedy", "size_lookup_greedy", "random"):
+        assert best.cost.step_ms < make_plan(problem, name).cost.step_ms
+
+
+def test_unknown_strategy_is_told_with_the_nearest(
+    mlperf: Workload, make_topology: Callable[..., Topology]
+) -> None:
+    with pytest.raises(PlanningError, match="did you mean 'size_greedy'"):
+        make_plan(PlanningProblem(mlperf, make_topology(1, 8)), "size_greedi")
+
+
+def test_a_thousand_tables_on_128_ranks(
+    make_workload: Callable[..., Workload], make_topology: Callable[..., Topology]
+) -> None:
+    rng = np.random.default_rng(0)
+    shapes = [
+        (int(10 ** rng.uniform(2, 7)), int(rng.choice([16, 64, 128])), float(rng.uniform(1, 50)))
+        for _ in range(1000)
+    ]
+    problem = PlanningProblem(make_workload(*shapes, optimizer=OptimizerKind.ADAM), make_topology(16, 8))
+    result = make_plan(problem, "longest_processing_time")
+    assert result.gap < make_plan(problem, "size_greedy").gap
+
+
+def test_infeasible_is_an_error_with_the_shortfall(
+    make_workload: Callable[..., Workload], make_topology: Callable[..., Topology]
+) -> None:
+    problem = PlanningProblem(make_workload((100_000, 64, 1.0)), make_topology(1, 1, hbm_bytes=16 * MIB))
+    with pytest.raises(InfeasibleError) as error:
+        STRATEGIES["size_greedy"].plan(problem)
+    roomy = replace(problem, topology=make_topology(1, 1, hbm_bytes=16 * MIB + error.value.shortfall_bytes))
+    make_plan(roomy, "size_greedy")
+    short = replace(
+        problem, topology=make_topology(1, 1, hbm_bytes=16 * MIB + error.value.shortfall_bytes - 1)
+    )
+    with pytest.raises(InfeasibleError):
+        STRATEGIES["size_greedy"].plan(short)
