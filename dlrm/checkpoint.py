@@ -1,15 +1,19 @@
 """Saves and restores weights, optimizer state and the place in the data; a checkpoint is whole or not there."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
 from torchrec.distributed import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer
 
 from dlrm.checkpoint_folder import PREFIX, Progress, read_progress, write_description
+from dlrm.errors import CheckpointError
 from planner.plan import ShardingPlan
 
 
@@ -23,7 +27,8 @@ def save_checkpoint(
     """Write a checkpoint below `folder`; all ranks together. Returns its path."""
     final = folder / f"{PREFIX}{progress.step:08d}"
     beside = folder / f".{final.name}.part"
-    dcp.save(_state(model, optimizer), checkpoint_id=beside)
+    with _told(f"{final} cannot be written"):
+        dcp.save(_state(model, optimizer), checkpoint_id=beside)
     if dist.get_rank() == 0:
         write_description(beside, plan, progress)
         os.replace(beside, final)
@@ -32,13 +37,18 @@ def save_checkpoint(
 
 
 def load_checkpoint(checkpoint: Path, model: DistributedModelParallel, optimizer: CombinedOptimizer) -> Progress:
-    """Put a checkpoint's values into a model that is sharded under its plan; all ranks together."""
+    """Put a checkpoint's values into a model that is sharded under its plan; all ranks together.
+
+    Raises CheckpointError where the checkpoint is not that of this model, plan and number of ranks.
+    """
     # Adam and Adagrad make their state at the first step; restoring needs it there.
     optimizer.init_state()
-    state = _state(model, optimizer)
-    dcp.load(state, checkpoint_id=checkpoint)
+    state, optimizer_state = _state(model, optimizer), optimizer.state_dict()
+    with _told(f"{checkpoint} cannot be restored"):
+        dcp.load(state, checkpoint_id=checkpoint)
     model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
+    optimizer_state["state"].update(state["optimizer"])
+    optimizer.load_state_dict(optimizer_state)
     progress = read_progress(checkpoint)
     # The fused kernels count steps themselves: Adam's bias correction depends on it.
     optimizer.set_optimizer_step(progress.step)
@@ -46,4 +56,16 @@ def load_checkpoint(checkpoint: Path, model: DistributedModelParallel, optimizer
 
 
 def _state(model: DistributedModelParallel, optimizer: CombinedOptimizer) -> dict[str, Any]:
-    return {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    """What is kept: without empty optimizer states (SGD), which only one rank would write."""
+    kept = {name: entry for name, entry in optimizer.state_dict()["state"].items() if entry}
+    return {"model": model.state_dict(), "optimizer": kept}
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Turn torch's exception, which `except Exception` does not catch, into ours."""
+    try:
+        yield
+    except CheckpointException as error:
+        rank, (cause, _) = next(iter(error.failures.items()))
+        raise CheckpointError(f"{what}: {cause} (rank {rank})") from error

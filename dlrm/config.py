@@ -1,18 +1,8 @@
 """What a user declares about the model, its optimizers and the training loop; plain dataclasses."""
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
-
-def option(default: Any, text: str, **limits: Any) -> Any:
-    """A config field with its one-line explanation, from which `configs/README.md` is generated.
-
-    `choices=(...)` and `at_least=x` are checked when a configuration is loaded.
-    """
-    metadata = {"help": text, **limits}
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
+from dlrm.options import option
 
 
 @dataclass

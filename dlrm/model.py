@@ -1,31 +1,16 @@
 """Builds a DLRM or DLRM-DCN-v2 from config; its tables stay on the meta device until a plan places them."""
 
-from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
 from torch import nn
 from torchrec.models.dlrm import DLRM, DLRM_DCN, DLRMTrain, SparseArch
-from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dlrm.config import ModelConfig
 from planner.tables import TableSpec
-
-
-def build_embeddings(tables: Iterable[TableSpec]) -> EmbeddingBagCollection:
-    """The tables as one EmbeddingBagCollection (sum pooling) on the meta device: no memory is taken."""
-    configs = [
-        EmbeddingBagConfig(
-            name=table.name,
-            num_embeddings=table.num_embeddings,
-            embedding_dim=table.embedding_dim,
-            feature_names=list(table.feature_names),
-        )
-        for table in tables
-    ]
-    return EmbeddingBagCollection(tables=configs, device=torch.device("meta"))
+from planner.torchrec_bridge import build_embeddings
 
 
 class ProjectedSparseArch(SparseArch):
@@ -41,17 +26,17 @@ class ProjectedSparseArch(SparseArch):
         widths = {
             name: config.embedding_dim for config in embeddings.embedding_bag_configs() for name in config.feature_names
         }
-        self.projections = nn.ModuleDict(
-            {
-                name: nn.Linear(width, embedding_dim, bias=False) if width != embedding_dim else nn.Identity()
-                for name, width in widths.items()
-            }
+        self.names = list(widths)
+        self.projections = nn.ModuleList(
+            nn.Linear(width, embedding_dim, bias=False) if width != embedding_dim else nn.Identity()
+            for width in widths.values()
         )
 
     def forward(self, features: KeyedJaggedTensor) -> torch.Tensor:
         """Pooled and projected embeddings `[B, F, D]` of `features`, in the order of the tables."""
         pooled = self.embedding_bag_collection(features).to_dict()
-        return torch.stack([project(pooled[name]) for name, project in self.projections.items()], dim=1)
+        projected = [project(pooled[name]) for name, project in zip(self.names, self.projections, strict=True)]
+        return torch.stack(projected, dim=1)
 
 
 def build_dlrm(config: ModelConfig, tables: tuple[TableSpec, ...], num_dense: int, seed: int) -> DLRMTrain:

@@ -10,6 +10,7 @@ from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 
 from planner.tables import TableSpec
+from planner.torchrec_bridge import MODULE_PREFIX
 
 # Rows that are drawn from one seed. Any rectangle can be filled by drawing just the blocks it touches.
 BLOCK_ROWS = 16384
@@ -34,7 +35,7 @@ def local_shards(model: nn.Module) -> Iterator[LocalShard]:
     """The rectangles on this rank, tables in the order of the module's state."""
     for collection in sharded_collections(model):
         for key, value in collection.state_dict().items():
-            table = key.split(".")[-2]
+            table = key.split(".")[-2].removeprefix(MODULE_PREFIX)
             if isinstance(value, ShardedTensor):
                 for shard in value.local_shards():
                     rows, cols = shard.metadata.shard_offsets

@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,8 +66,17 @@ def report_faults(command: Callable[[argparse.Namespace], ExitCode], options: ar
         code = exit_code_of(error)
         if code is None:
             raise
-        print(f"shardwright: {error}", file=sys.stderr)
+        print(fold(f"shardwright: {error}"), file=sys.stderr)
         return code
+
+
+def fold(text: str, width: int = 100) -> str:
+    """The text with its long lines folded at words; what has no spaces (a path) stays whole."""
+    options = {"width": width, "subsequent_indent": "  ", "break_long_words": False, "break_on_hyphens": False}
+    return "\n".join(
+        line if len(line) <= width else textwrap.fill(line, **options)  # type: ignore[arg-type]
+        for line in text.splitlines()
+    )
 
 
 def doctor(options: argparse.Namespace) -> ExitCode:

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-from launcher.preparation import absolute_paths, describe_task, find_devices
+from launcher.preparation import describe_task, find_devices, resolve_paths
 from launcher.schema import RunConfig
 from launcher.views.tables import human_bytes, make_table
 from planner.errors import PlanningError
@@ -27,7 +27,7 @@ class Outcome:
 
 def compare_strategies(config: RunConfig, topology_path: Path | None) -> list[Outcome]:
     """Plan with every strategy, the best estimated step first and failures last."""
-    task = describe_task(absolute_paths(config))
+    task = describe_task(resolve_paths(config))
     topology = load_topology(topology_path) if topology_path else find_devices(config)[1]
     problem = task.problem(topology)
     outcomes = []

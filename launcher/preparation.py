@@ -1,5 +1,6 @@
 """From a configuration to the plan that will train: the same steps for `plan`, `compare` and `train`."""
 
+import hashlib
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from dlrm.data.factory import open_schema
 from dlrm.data.schema import DataSchema
 from dlrm.job import BATCHES_IN_FLIGHT, TrainJob, resolve_pipeline
 from dlrm.size import count_dense_parameters, declare_tables, estimate_dense_flops
+from launcher.config import ConfigError
 from launcher.hardware import describe_cluster
 from launcher.run_dir import RunDir, locate_runs
 from launcher.schema import ConstraintSection, RunConfig
@@ -19,7 +21,12 @@ from planner.problem import PlanningProblem, TableConstraint
 from planner.search.registry import PlanResult, appraise, make_plan
 from planner.sharding import ShardingType
 from planner.tables import OptimizerKind, TableSpec, Workload
-from planner.topology import Topology, load_topology
+from planner.topology import DeviceType, Topology, load_topology
+
+# Source: fbgemm_gpu 1.8, SplitTableBatchedEmbeddingBagsCodegen: the optimizers that it accepts in CPU mode.
+ADAM_ON_CPU = (
+    "optimizer.sparse.kind: adam is fused into FBGEMM's lookups on GPUs only; on CPU ranks use rowwise_adagrad or sgd"
+)
 
 
 @dataclass(frozen=True)
@@ -33,8 +40,10 @@ class Task:
     dense_flops_per_sample: float
 
     def problem(self, topology: Topology) -> PlanningProblem:
-        """The planning problem on these devices."""
+        """The planning problem on these devices; raises ConfigError for an optimizer that they cannot run."""
         config = self.config
+        if config.optimizer.sparse.kind == OptimizerKind.ADAM and topology.devices[0].type is DeviceType.CPU:
+            raise ConfigError([ADAM_ON_CPU])
         pipeline = resolve_pipeline(config.train.pipeline, topology.devices[0].type)
         workload = Workload(
             tables=self.tables,
@@ -92,7 +101,7 @@ def prepare(config: RunConfig, topology_path: Path | None, strategy: str | None 
 
     Raises ConfigError, DataError, PlanningError or ClusterError.
     """
-    task = describe_task(absolute_paths(config))
+    task = describe_task(resolve_paths(config))
     if topology_path is not None:
         inventory, topology = None, load_topology(topology_path)
     else:
@@ -119,14 +128,32 @@ def find_devices(config: RunConfig) -> tuple[Inventory, Topology]:
     return inventory, describe_cluster(inventory, hardware)
 
 
-def absolute_paths(config: RunConfig) -> RunConfig:
+def resolve_paths(config: RunConfig) -> RunConfig:
     """The configuration with its paths made absolute, since workers have other current folders."""
     config.run.dir = str(locate_runs(config.run.dir))
-    for section, name in ((config.data, "path"), (config.data, "eval_path"), (config.run, "resume")):
+    data = config.data
+    for section, name in (
+        (data, "path"),
+        (data, "eval_path"),
+        (data.criteo, "vocabulary_path"),
+        (config.run, "resume"),
+    ):
         value = getattr(section, name)
         if value is not None:
             setattr(section, name, str(Path(value).expanduser().resolve()))
+    if data.kind == "criteo" and data.criteo.vocabulary == "frequency" and data.criteo.vocabulary_path is None:
+        data.criteo.vocabulary_path = str(_default_vocabulary(config))
     return config
+
+
+def _default_vocabulary(config: RunConfig) -> Path:
+    """A file beside the runs, named after everything the vocabulary depends on, so that later runs find it."""
+    data = config.data
+    depends_on = (
+        f"{data.path} {data.holdout_every} {data.eval_path} {data.criteo.num_embeddings} {data.criteo.min_count}"
+    )
+    digest = hashlib.blake2b(depends_on.encode(), digest_size=6).hexdigest()
+    return Path(config.run.dir) / "vocabularies" / f"{Path(data.path or 'criteo').stem}-{digest}.npz"
 
 
 def _constraint(section: ConstraintSection) -> TableConstraint:

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass, field
 
-from dlrm.config import DenseOptimizerConfig, ModelConfig, SparseOptimizerConfig, TrainConfig, option
+from dlrm.config import DenseOptimizerConfig, ModelConfig, SparseOptimizerConfig, TrainConfig
 from dlrm.data.config import DataConfig
+from dlrm.options import option
 from planner.sharding import ShardingType
 
 SHARDING_TYPES = tuple(kind.value for kind in ShardingType)
@@ -15,9 +16,7 @@ class RunSection:
 
     name: str | None = option(None, "name of the run's folder; null: the config's name and the time")
     dir: str = option("runs", "folder of all runs; in a Ray job a relative one is taken from the home directory")
-    resume: str | None = option(
-        None, "folder of a run to go on with: its newest checkpoint and the plan of that"
-    )
+    resume: str | None = option(None, "folder of a run to go on with: its newest checkpoint and the plan of that")
 
 
 @dataclass

@@ -29,9 +29,7 @@ def check(plan: ShardingPlan, problem: PlanningProblem) -> None:
     if not any(_has_bad_rank(placement, problem) for placement in plan.tables):
         found += _memory_faults(plan, problem)
     if found:
-        raise PlanningError(
-            f"plan is not valid, faults: {len(found)}\n  " + "\n  ".join(found), reason=reason
-        )
+        raise PlanningError(f"plan is not valid, faults: {len(found)}\n  " + "\n  ".join(found), reason=reason)
 
 
 def _world_faults(plan: ShardingPlan, problem: PlanningProblem) -> list[str]:
@@ -45,11 +43,7 @@ def _name_faults(plan: ShardingPlan, problem: PlanningProblem) -> list[str]:
     counts = Counter(placement.name for placement in plan.tables)
     found = [f"table {name!r} is missing from the plan" for name in problem.tables if name not in counts]
     found += [f"table {name!r} is not one of the model's" for name in counts if name not in problem.tables]
-    found += [
-        f"table {name!r} is placed {count} times, expected once"
-        for name, count in counts.items()
-        if count > 1
-    ]
+    found += [f"table {name!r} is placed {count} times, expected once" for name, count in counts.items() if count > 1]
     return found
 
 
@@ -61,17 +55,11 @@ def _has_bad_rank(placement: TablePlacement, problem: PlanningProblem) -> bool:
 def _table_faults(placement: TablePlacement, problem: PlanningProblem) -> list[str]:
     table, rule = problem.tables[placement.name], problem.rules[placement.name]
     if _has_bad_rank(placement, problem):
-        found = [
-            f"uses ranks {sorted(set(placement.ranks))}, expected 0 to {problem.topology.world_size - 1}"
-        ]
+        found = [f"uses ranks {sorted(set(placement.ranks))}, expected 0 to {problem.topology.world_size - 1}"]
     else:
         found = _layout_faults(placement, table, problem.topology)
-    if placement.sharding_type is ShardingType.DATA_PARALLEL and not is_data_parallel_legal(
-        problem.workload.optimizer
-    ):
-        found.append(
-            f"data_parallel with {problem.workload.optimizer} trains untouched rows too; use another type"
-        )
+    if placement.sharding_type is ShardingType.DATA_PARALLEL and not is_data_parallel_legal(problem.workload.optimizer):
+        found.append(f"data_parallel with {problem.workload.optimizer} trains untouched rows too; use another type")
     if rule.sharding_types is not None and placement.sharding_type not in rule.sharding_types:
         found.append(f"is {placement.sharding_type}, its constraint allows {', '.join(rule.sharding_types)}")
     if rule.ranks is not None and not set(placement.ranks) <= set(rule.ranks):
@@ -84,9 +72,7 @@ def _layout_faults(placement: TablePlacement, table: TableSpec, topology: Topolo
         return _whole_faults(placement, table, num_shards=1)
     if placement.sharding_type is ShardingType.DATA_PARALLEL:
         expected = tuple(range(topology.world_size))
-        wrong_ranks = [
-            f"is replicated on ranks {list(placement.ranks)}, expected each of {len(expected)} once"
-        ]
+        wrong_ranks = [f"is replicated on ranks {list(placement.ranks)}, expected each of {len(expected)} once"]
         faults = [] if placement.ranks == expected else wrong_ranks
         return faults + _whole_faults(placement, table, num_shards=topology.world_size)
     if placement.sharding_type is ShardingType.COLUMN_WISE:
@@ -97,9 +83,7 @@ def _layout_faults(placement: TablePlacement, table: TableSpec, topology: Topolo
 def _whole_faults(placement: TablePlacement, table: TableSpec, num_shards: int) -> list[str]:
     found = []
     if len(placement.shards) != num_shards:
-        found.append(
-            f"has {len(placement.shards)} shards, expected {num_shards} as {placement.sharding_type}"
-        )
+        found.append(f"has {len(placement.shards)} shards, expected {num_shards} as {placement.sharding_type}")
     for shard in placement.shards:
         rectangle = (shard.row_offset, shard.num_rows, shard.col_offset, shard.num_cols)
         if rectangle != (0, table.num_embeddings, 0, table.embedding_dim):

@@ -178,16 +178,12 @@ class PlanningProblem:
                 merged = set().union(*(group_of[name] for name in self.matching(constraint.tables)))
                 group_of.update({name: merged for name in merged})
         ordered = {min(self.index_of[name] for name in group): group for group in group_of.values()}
-        return tuple(
-            tuple(sorted(ordered[first], key=self.index_of.__getitem__)) for first in sorted(ordered)
-        )
+        return tuple(tuple(sorted(ordered[first], key=self.index_of.__getitem__)) for first in sorted(ordered))
 
     def matching(self, patterns: Iterable[str]) -> list[str]:
         """Names of the tables that any of the names or shell patterns match, in the workload's order."""
         wanted = tuple(patterns)
-        return [
-            name for name in self.tables if any(name == each or fnmatchcase(name, each) for each in wanted)
-        ]
+        return [name for name in self.tables if any(name == each or fnmatchcase(name, each) for each in wanted)]
 
     def options(self, name: str) -> tuple[ShardingOption, ...]:
         """The legal sharding options of a table under its constraints."""

@@ -113,9 +113,7 @@ def _largest_batch(problem: PlanningProblem, planner: Planner) -> Change | None:
         text = f"a batch of {batch_size:,} samples per rank instead of {problem.workload.batch_size:,}"
         return Change(text, replace(problem, workload=replace(problem.workload, batch_size=batch_size)))
 
-    sizes = [
-        problem.workload.batch_size >> shift for shift in range(1, problem.workload.batch_size.bit_length())
-    ]
+    sizes = [problem.workload.batch_size >> shift for shift in range(1, problem.workload.batch_size.bit_length())]
     if not sizes or not _is_feasible(change(sizes[-1]), planner):
         return None
     return next(change(size) for size in sizes if _is_feasible(change(size), planner))
@@ -149,10 +147,8 @@ def _least_memory(problem: PlanningProblem, planner: Planner) -> Change | None:
     return _smallest(change, present, accuracy=max(1, present // MEMORY_ACCURACY), planner=planner)
 
 
-def _smallest(
-    change: Callable[[int], Change], present: int, accuracy: int, planner: Planner
-) -> Change | None:
-    """The smallest amount found feasible, within `accuracy`; None if even `MAX_GROWTH` times present is not."""
+def _smallest(change: Callable[[int], Change], present: int, accuracy: int, planner: Planner) -> Change | None:
+    """The smallest amount found feasible, within `accuracy`; None if `MAX_GROWTH` times present is not."""
     too_small, enough = present, present * 2
     while not _is_feasible(change(enough), planner):
         too_small, enough = enough, enough * 2
@@ -173,7 +169,6 @@ def with_nodes(topology: Topology, num_nodes: int) -> Topology:
     devices = list(topology.devices)
     for number in range(len(topology.nodes), num_nodes):
         devices += [
-            replace(device, rank=len(devices) + index, node=f"added-{number}")
-            for index, device in enumerate(last)
+            replace(device, rank=len(devices) + index, node=f"added-{number}") for index, device in enumerate(last)
         ]
     return replace(topology, devices=tuple(devices))

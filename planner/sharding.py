@@ -149,9 +149,7 @@ def enumerate_options(
     options += _row_options(table, topology, frozenset(allowed))
     if len(allowed) == topology.world_size and is_data_parallel_legal(optimizer):
         options.append(ShardingOption(table, ShardingType.DATA_PARALLEL, topology.world_size, allowed))
-    return tuple(
-        option for option in options if sharding_types is None or option.sharding_type in sharding_types
-    )
+    return tuple(option for option in options if sharding_types is None or option.sharding_type in sharding_types)
 
 
 def column_shard_counts(embedding_dim: int, max_shards: int) -> list[int]:
@@ -170,9 +168,7 @@ def _row_options(table: TableSpec, topology: Topology, allowed: frozenset[int]) 
     return [
         ShardingOption(table, sharding_type, len(group), group)
         for sharding_type, group in groups
-        if len(group) > 1
-        and allowed.issuperset(group)
-        and _fills_every_block(table.num_embeddings, len(group))
+        if len(group) > 1 and allowed.issuperset(group) and _fills_every_block(table.num_embeddings, len(group))
     ]
 
 

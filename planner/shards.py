@@ -51,9 +51,7 @@ def plan_shards(problem: PlanningProblem, plan: ShardingPlan) -> ShardArrays:
         for shard in table.shards
     ]
     columns = np.array(rows, dtype=np.int64).reshape(-1, 5).T
-    return ShardArrays(
-        columns[0], columns[1], columns[2], columns[3].astype(np.float64), columns[4].astype(np.float64)
-    )
+    return ShardArrays(columns[0], columns[1], columns[2], columns[3].astype(np.float64), columns[4].astype(np.float64))
 
 
 def option_shards(problem: PlanningProblem, options: Sequence[ShardingOption]) -> ShardArrays:

@@ -45,9 +45,7 @@ class TableSpec:
         if self.num_embeddings < 1:
             found.append(f"num_embeddings is {self.num_embeddings}, expected 1 or more")
         if self.embedding_dim < 1 or self.embedding_dim % DIM_MULTIPLE:
-            found.append(
-                f"embedding_dim is {self.embedding_dim}, expected a multiple of {DIM_MULTIPLE} (FBGEMM)"
-            )
+            found.append(f"embedding_dim is {self.embedding_dim}, expected a multiple of {DIM_MULTIPLE} (FBGEMM)")
         if not self.feature_names:
             found.append("no feature reads it, expected one name or more in feature_names")
         if not 0.0 <= self.pooling_factor < float("inf"):

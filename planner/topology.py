@@ -190,9 +190,7 @@ class _FileReader:
                 self.faults.append(f"{where}.device_kind: {node.get('device_kind')!r} is not one of: {known}")
                 continue
             for number in range(num_nodes, num_nodes + count):
-                devices += [
-                    kind.device(len(devices) + local, f"node-{number}", local) for local in range(num_devices)
-                ]
+                devices += [kind.device(len(devices) + local, f"node-{number}", local) for local in range(num_devices)]
             num_nodes += count
         links = self._mapping(self.root.get("links"), "links", ("intra_node", "inter_node"))
         intra, inter = (self._link(links.get(name), f"links.{name}") for name in ("intra_node", "inter_node"))
@@ -220,9 +218,7 @@ class _FileReader:
         kind = self._mapping(entry, where, fields)
         types = [each.value for each in DeviceType]
         if kind.get("type") not in types:
-            self.faults.append(
-                f"{where}.type: expected one of {', '.join(types)}, found {kind.get('type')!r}"
-            )
+            self.faults.append(f"{where}.type: expected one of {', '.join(types)}, found {kind.get('type')!r}")
         matches = kind.get("matches")
         if not isinstance(matches, list) or not all(isinstance(match, str) for match in matches):
             self.faults.append(f"{where}.matches: expected a list of device names, found {matches!r}")
@@ -230,9 +226,7 @@ class _FileReader:
         hbm_bytes = self._count(kind, "hbm_bytes", where)
         reserved_bytes = int(self._number(kind, "reserved_bytes", where, smallest=0))
         if reserved_bytes >= hbm_bytes:
-            self.faults.append(
-                f"{where}.reserved_bytes: {reserved_bytes} leaves nothing of hbm_bytes {hbm_bytes}"
-            )
+            self.faults.append(f"{where}.reserved_bytes: {reserved_bytes} leaves nothing of hbm_bytes {hbm_bytes}")
         return DeviceKind(
             name,
             DeviceType(kind["type"]) if kind.get("type") in types else DeviceType.CPU,
@@ -246,17 +240,13 @@ class _FileReader:
 
     def _link(self, entry: object, where: str) -> Link:
         link = self._mapping(entry, where, ("bytes_per_s", "latency_s"))
-        return Link(
-            self._rate(link, "bytes_per_s", where), self._number(link, "latency_s", where, smallest=0)
-        )
+        return Link(self._rate(link, "bytes_per_s", where), self._number(link, "latency_s", where, smallest=0))
 
     def _mapping(self, value: object, where: str, keys: tuple[str, ...]) -> dict[str, Any]:
         if not isinstance(value, dict):
             self.faults.append(f"{where}: expected the keys {', '.join(keys)}, found {value!r}")
             return {}
-        self.faults += [
-            f"{where}: unknown key {key!r}; expected {', '.join(keys)}" for key in value if key not in keys
-        ]
+        self.faults += [f"{where}: unknown key {key!r}; expected {', '.join(keys)}" for key in value if key not in keys]
         self.faults += [f"{where}: {key} is missing" for key in keys if key not in value]
         return value
 

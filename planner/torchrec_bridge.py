@@ -32,6 +32,32 @@ MS_PER_S = 1000
 """TorchRec states bandwidths in bytes per millisecond. Source: TorchRec 1.8 `planner.constants`."""
 
 
+MODULE_PREFIX = "t_"
+"""Stands before a table's name inside modules, which could otherwise clash with their attributes (`type`).
+
+Source: facebookresearch/dlrm, torchrec_dlrm/dlrm_main.py, names its tables so.
+"""
+
+
+def module_name(table: str) -> str:
+    """The name of a table inside a module."""
+    return MODULE_PREFIX + table
+
+
+def build_embeddings(tables: Iterable[TableSpec]) -> EmbeddingBagCollection:
+    """The tables as one EmbeddingBagCollection (sum pooling) on the meta device: no memory is taken."""
+    configs = [
+        EmbeddingBagConfig(
+            name=module_name(table.name),
+            num_embeddings=table.num_embeddings,
+            embedding_dim=table.embedding_dim,
+            feature_names=list(table.feature_names),
+        )
+        for table in tables
+    ]
+    return EmbeddingBagCollection(tables=configs, device=torch.device("meta"))
+
+
 def to_torchrec(plan: ShardingPlan, topology: Topology) -> EmbeddingModuleShardingPlan:
     """The plan of one EmbeddingBagCollection in TorchRec's form.
 
@@ -40,7 +66,7 @@ def to_torchrec(plan: ShardingPlan, topology: Topology) -> EmbeddingModuleShardi
 
     Args:
         plan: The plan.
-        topology: Its devices; shards stand on `rank:R/cpu` or `rank:R/cuda:L`, L the local rank.
+        topology: Its devices; shards stand on `rank:R/cpu` or `rank:R/cuda:0`.
 
     Raises:
         PlanningError: The plan is for another number of ranks (reason `torchrec`).
@@ -51,7 +77,7 @@ def to_torchrec(plan: ShardingPlan, topology: Topology) -> EmbeddingModuleShardi
             reason="torchrec",
         )
     return EmbeddingModuleShardingPlan(
-        {table.name: _parameter_sharding(table, topology) for table in plan.tables}
+        {module_name(table.name): _parameter_sharding(table, topology) for table in plan.tables}
     )
 
 
@@ -70,11 +96,11 @@ def from_torchrec(
         PlanningError: A table is missing or has a sharding type that we do not have (reason `torchrec`).
     """
     specs = list(tables)
-    missing = [table.name for table in specs if table.name not in module_plan]
+    missing = [table.name for table in specs if module_name(table.name) not in module_plan]
     if missing:
         raise PlanningError(f"TorchRec plan lacks the tables {', '.join(missing)}", reason="torchrec")
     return ShardingPlan(
-        world_size, tuple(_placement(table, module_plan[table.name], world_size) for table in specs)
+        world_size, tuple(_placement(table, module_plan[module_name(table.name)], world_size) for table in specs)
     )
 
 
@@ -99,7 +125,8 @@ def _parameter_sharding(table: TablePlacement, topology: Topology) -> ParameterS
 
 def _remote_device(topology: Topology, rank: int) -> str:
     device = topology.devices[rank]
-    return f"rank:{rank}/cpu" if device.type is DeviceType.CPU else f"rank:{rank}/cuda:{device.local_rank}"
+    # Every worker sees its own GPU only, so that is number 0 on each rank.
+    return f"rank:{rank}/cpu" if device.type is DeviceType.CPU else f"rank:{rank}/cuda:0"
 
 
 def _placement(table: TableSpec, sharding: ParameterSharding, world_size: int) -> TablePlacement:
@@ -190,27 +217,14 @@ def _check_expressible(problem: PlanningProblem) -> None:
     found += [f"nodes have {sorted(sizes)} devices, expected all the same"] if len(sizes) > 1 else []
     if found:
         raise PlanningError(
-            "strategy torchrec: TorchRec's planner cannot express this: "
-            + "; ".join(found)
-            + "; use another strategy",
+            "strategy torchrec: TorchRec's planner cannot express this: " + "; ".join(found) + "; use another strategy",
             reason="torchrec",
         )
 
 
 def _meta_collection(problem: PlanningProblem) -> EmbeddingBagCollection:
     """The tables on the meta device, marked with their optimizer for TorchRec's storage estimate."""
-    collection = EmbeddingBagCollection(
-        device=torch.device("meta"),
-        tables=[
-            EmbeddingBagConfig(
-                name=table.name,
-                num_embeddings=table.num_embeddings,
-                embedding_dim=table.embedding_dim,
-                feature_names=list(table.feature_names),
-            )
-            for table in problem.workload.tables
-        ],
-    )
+    collection = build_embeddings(problem.workload.tables)
     classes: dict[OptimizerKind, type[torch.optim.Optimizer]] = {
         OptimizerKind.SGD: torch.optim.SGD,
         OptimizerKind.ROWWISE_ADAGRAD: RowWiseAdagrad,
@@ -246,7 +260,7 @@ def _torchrec_topology(problem: PlanningProblem) -> TorchRecTopology:
 
 def _constraints(problem: PlanningProblem) -> dict[str, ParameterConstraints]:
     return {
-        table.name: ParameterConstraints(
+        module_name(table.name): ParameterConstraints(
             sharding_types=None if allowed is None else [each.value for each in allowed],
             pooling_factors=[table.pooling_factor] * len(table.feature_names),
         )

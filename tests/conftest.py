@@ -52,6 +52,7 @@ def ray_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[s
         patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("PYTHONPATH", str(REPOSITORY))
+        patch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
         patch.delenv("RAY_ADDRESS", raising=False)
         yield dict(os.environ)
 

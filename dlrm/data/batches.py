@@ -1,7 +1,10 @@
 """One rank's share of one step: the batch that travels from the reader to the model."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
@@ -20,6 +23,21 @@ class Batch(Pipelineable):
     dense_features: torch.Tensor
     sparse_features: KeyedJaggedTensor
     labels: torch.Tensor
+
+    @classmethod
+    def from_arrays(
+        cls,
+        dense: npt.NDArray[np.float32],
+        names: Sequence[str],
+        values: npt.NDArray[np.int64],
+        lengths: npt.NDArray[np.int64],
+        labels: npt.NDArray[np.float32],
+    ) -> "Batch":
+        """A batch that shares the arrays' memory: dense [B, D], ids of all features, lengths [F * B], labels [B]."""
+        sparse = KeyedJaggedTensor(
+            keys=list(names), values=torch.from_numpy(values), lengths=torch.from_numpy(lengths.astype(np.int32))
+        )
+        return cls(torch.from_numpy(dense), sparse, torch.from_numpy(labels))
 
     @property
     def batch_size(self) -> int:

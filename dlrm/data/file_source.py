@@ -1,18 +1,22 @@
 """From the rows of files to one rank's batches: holdout split, shuffle window, global batches, this rank's slice."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from dlrm.data.bad_rows import BadRowLog
-from dlrm.data.batches import Batch
 from dlrm.data.rows import Rows, concatenate
 from dlrm.data.stream import ReadReport
 from dlrm.errors import DataError
+
+if TYPE_CHECKING:
+    from dlrm.data.batches import Batch
 
 
 class Split(StrEnum):

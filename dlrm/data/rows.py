@@ -1,14 +1,16 @@
 """Rows in columns: what a reader yields and what a batch is cut from."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from dlrm.data.batches import Batch
+if TYPE_CHECKING:
+    from dlrm.data.batches import Batch
 
 
 @dataclass(frozen=True)
@@ -28,12 +30,12 @@ class Ragged:
         """Ids of each row, [N]."""
         return np.diff(self.offsets)
 
-    def slice(self, start: int, stop: int) -> "Ragged":
+    def slice(self, start: int, stop: int) -> Ragged:
         """Rows `[start, stop)`."""
         offsets = self.offsets[start : stop + 1]
         return Ragged(self.values[offsets[0] : offsets[-1]], offsets - offsets[0])
 
-    def take(self, index: npt.NDArray[np.intp]) -> "Ragged":
+    def take(self, index: npt.NDArray[np.intp]) -> Ragged:
         """The rows that `index` names, in its order."""
         lengths = self.lengths
         if len(self.values) == len(lengths) and bool((lengths == 1).all()):
@@ -63,23 +65,23 @@ class Rows:
         """N."""
         return len(self.labels)
 
-    def slice(self, start: int, stop: int) -> "Rows":
+    def slice(self, start: int, stop: int) -> Rows:
         """Rows `[start, stop)`; dense and labels are views."""
         features = tuple(feature.slice(start, stop) for feature in self.features)
         return Rows(self.dense[start:stop], self.labels[start:stop], features)
 
-    def take(self, index: npt.NDArray[np.intp]) -> "Rows":
+    def take(self, index: npt.NDArray[np.intp]) -> Rows:
         """The rows that `index` names, in its order."""
         return Rows(self.dense[index], self.labels[index], tuple(feature.take(index) for feature in self.features))
 
     def to_batch(self, names: Sequence[str]) -> Batch:
         """The same samples as tensors that share no memory with these rows, keyed by the features' names."""
+        # Planning reads schemas through this module: torch and TorchRec are loaded where tensors are first made.
+        from dlrm.data.batches import Batch
+
         values = np.concatenate([feature.values for feature in self.features] or [np.empty(0, np.int64)])
         lengths = np.concatenate([feature.lengths for feature in self.features] or [np.empty(0, np.int64)])
-        sparse = KeyedJaggedTensor(
-            keys=list(names), values=torch.from_numpy(values), lengths=torch.from_numpy(lengths.astype(np.int32))
-        )
-        return Batch(torch.from_numpy(self.dense.copy()), sparse, torch.from_numpy(self.labels.copy()))
+        return Batch.from_arrays(self.dense.copy(), names, values, lengths, self.labels.copy())
 
 
 def offsets_of(lengths: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:

@@ -1,13 +1,17 @@
 """The stream of one rank's batches: made ahead in a thread, with a position that can be saved and sought."""
 
+from __future__ import annotations
+
 import queue
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from dlrm.data.batches import Batch
 from dlrm.errors import DataError
+
+if TYPE_CHECKING:
+    from dlrm.data.batches import Batch
 
 # How long the thread waits for room before it looks whether it should end.
 POLL_S = 0.1
@@ -69,7 +73,7 @@ class BatchStream:
         self._batch = 0
         self._worker: _Prefetcher | None = None
 
-    def __iter__(self) -> "BatchStream":
+    def __iter__(self) -> BatchStream:
         """Itself: the stream goes on where it stands."""
         return self
 
@@ -84,7 +88,7 @@ class BatchStream:
         self._epoch, self._batch, batch = item
         return batch
 
-    def __enter__(self) -> "BatchStream":
+    def __enter__(self) -> BatchStream:
         """Itself."""
         return self
 
@@ -120,7 +124,7 @@ class BatchStream:
             self._worker = None
 
 
-_Item = tuple[int, int, Batch]
+_Item = tuple[int, int, "Batch"]
 
 
 class _Prefetcher:

@@ -1,13 +1,13 @@
 """Synthetic samples, each batch made from its number alone: no files, no state, any position in no time."""
 
-from collections.abc import Iterator, Sequence
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from dlrm.data.batches import Batch
 from dlrm.data.config import SyntheticConfig
 from dlrm.data.file_source import RankShare, Split
 from dlrm.data.schema import DataSchema, FeatureSpec
@@ -15,6 +15,9 @@ from dlrm.data.stream import ReadReport
 from dlrm.data.synthetic_tables import DriftSchedule, TableTraffic, ZipfRows, draw_tables
 from dlrm.data.teacher import LEARNABLE_ROWS, Teacher
 from dlrm.errors import DataError
+
+if TYPE_CHECKING:
+    from dlrm.data.batches import Batch
 
 _SPLIT_NUMBER = {Split.TRAIN: 0, Split.EVAL: 1}
 
@@ -71,6 +74,9 @@ class SyntheticSource:
 
     def make_batch(self, epoch: int, number: int) -> Batch:
         """Batch `number` of an epoch for this rank; held-out samples are the same in every epoch."""
+        # Planning reads schemas through this module: torch and TorchRec are loaded where tensors are first made.
+        from dlrm.data.batches import Batch
+
         is_train = self._split is Split.TRAIN
         epoch = epoch if is_train else 0
         entropy = [self._seed, _SPLIT_NUMBER[self._split], epoch, number, self._share.rank]
@@ -81,7 +87,7 @@ class SyntheticSource:
         dense = generator.standard_normal((self._share.batch_size, self._num_dense), dtype=np.float32)
         logits = self._label_scale * self._teacher.logits(dense, table, rows, lengths)
         labels = generator.random(self._share.batch_size) < 1 / (1 + np.exp(-logits))
-        return _to_batch(dense, labels, self._names, rows, lengths)
+        return Batch.from_arrays(dense, self._names, rows, lengths.ravel(), labels.astype(np.float32))
 
     def _draw_rows(
         self, generator: np.random.Generator, lengths: npt.NDArray[np.int64], traffic: TableTraffic
@@ -116,17 +122,3 @@ def _draw_lengths(
         elif pooling_factor < 1:
             row[:] = generator.random(batch_size) < pooling_factor
     return lengths
-
-
-def _to_batch(
-    dense: npt.NDArray[np.float32],
-    labels: npt.NDArray[np.bool_],
-    names: Sequence[str],
-    rows: npt.NDArray[np.int64],
-    lengths: npt.NDArray[np.int64],
-) -> Batch:
-    """The samples as tensors."""
-    sparse = KeyedJaggedTensor(
-        keys=list(names), values=torch.from_numpy(rows), lengths=torch.from_numpy(lengths.ravel().astype(np.int32))
-    )
-    return Batch(torch.from_numpy(dense), sparse, torch.from_numpy(labels.astype(np.float32)))

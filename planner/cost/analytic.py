@@ -103,13 +103,9 @@ class AnalyticEstimator:
         loads[:, Load.ID_BYTES] = sent * (ids_per_sample * ID_BYTES + features * LENGTH_BYTES)
         node_size = problem.devices.node_size[shards.rank]
         is_hierarchical = shards.type_code == TYPE_CODE[ShardingType.TABLE_ROW_WISE]
-        loads[:, Load.INTRA_BYTES] = (
-            sent * pooled_bytes * np.where(is_hierarchical, world_size / node_size, 1.0)
-        )
+        loads[:, Load.INTRA_BYTES] = sent * pooled_bytes * np.where(is_hierarchical, world_size / node_size, 1.0)
         loads[:, Load.INTER_BYTES] = sent * pooled_bytes / np.where(is_hierarchical, node_size, 1.0)
-        loads[:, Load.GRADIENT_BYTES] = np.where(
-            is_replicated, shards.num_rows * shards.num_cols * FLOAT_BYTES, 0.0
-        )
+        loads[:, Load.GRADIENT_BYTES] = np.where(is_replicated, shards.num_rows * shards.num_cols * FLOAT_BYTES, 0.0)
         loads[np.arange(len(shards)), Load.FIRST_TYPE + shards.type_code] = 1.0
         return loads
 
@@ -121,9 +117,7 @@ class AnalyticEstimator:
         is_used = has_type.any(axis=-2, keepdims=True)
         num_collectives = np.asarray(is_used).sum(axis=-1) - np.asarray(is_used)[..., _REPLICATED]
         ids = loads[..., Load.ID_BYTES]
-        pooled_s = _exchange_s(
-            problem, loads[..., Load.INTRA_BYTES], loads[..., Load.INTER_BYTES], num_collectives
-        )
+        pooled_s = _exchange_s(problem, loads[..., Load.INTRA_BYTES], loads[..., Load.INTER_BYTES], num_collectives)
         flops = workload.batch_size * workload.dense_flops_per_sample
         dense_s = np.broadcast_to(flops / devices.flops_per_s, ids.shape)
         gradient_bytes = loads[..., Load.GRADIENT_BYTES] + workload.dense_parameters * FLOAT_BYTES
@@ -149,9 +143,7 @@ class AnalyticEstimator:
         least in every exchange.
         """
         topology = problem.topology
-        constants_s = (
-            self.phases_ms(problem, np.zeros((topology.world_size, NUM_LOADS))).max(axis=-1) / MS_PER_S
-        )
+        constants_s = self.phases_ms(problem, np.zeros((topology.world_size, NUM_LOADS))).max(axis=-1) / MS_PER_S
         for name in ("lookup_forward", "lookup_backward"):
             constants_s[PHASES.index(name)] = problem.devices.launch_s.min()
         node_size = problem.devices.node_size
@@ -193,7 +185,7 @@ def _row_update_bytes(problem: PlanningProblem, shards: ShardArrays) -> NDArray[
         OptimizerKind.ROWWISE_ADAGRAD: np.full(len(shards), float(FLOAT_BYTES)),
         OptimizerKind.ADAM: shards.num_cols * (2.0 * FLOAT_BYTES),
     }[problem.workload.optimizer]
-    return 2 * (shards.num_cols * problem.workload.weight_bytes + state_bytes)
+    return np.asarray(2 * (shards.num_cols * problem.workload.weight_bytes + state_bytes))
 
 
 def _exchange_s(
@@ -264,9 +256,7 @@ def _linear_bound(
 ) -> LinearBound:
     of_total, of_shard = np.zeros((2, len(PHASES), NUM_LOADS))
     topology, bandwidth_rates = problem.topology, 1.0 / problem.devices.hbm_bytes_per_s
-    ring_seconds_per_byte = (
-        2 * (topology.world_size - 1) / topology.world_size / _ring_link(topology).bytes_per_s
-    )
+    ring_seconds_per_byte = 2 * (topology.world_size - 1) / topology.world_size / _ring_link(topology).bytes_per_s
     rates = {
         ("lookup_forward", Load.FORWARD_BYTES): bandwidth_rates,
         ("lookup_backward", Load.BACKWARD_BYTES): bandwidth_rates,

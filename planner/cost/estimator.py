@@ -41,7 +41,7 @@ class PlanCost:
 
     def phase(self, name: str) -> NDArray[np.float64]:
         """Milliseconds [W] of one of `PHASES`."""
-        return self.phases_ms[PHASES.index(name)]
+        return np.asarray(self.phases_ms[PHASES.index(name)])
 
     @property
     def lookup_ms(self) -> NDArray[np.float64]:
@@ -56,7 +56,7 @@ class PlanCost:
     @property
     def total_ms(self) -> NDArray[np.float64]:
         """Milliseconds [W] of own work in a step."""
-        return self.phases_ms.sum(axis=0)
+        return np.asarray(self.phases_ms.sum(axis=0))
 
     @property
     def step_ms(self) -> float:
@@ -84,7 +84,7 @@ class PlanCost:
         return max(1.0, self.max_rank_ms / self.mean_rank_ms) if self.mean_rank_ms > 0 else 1.0
 
     def _sum(self, names: tuple[str, ...]) -> NDArray[np.float64]:
-        return self.phases_ms[[PHASES.index(name) for name in names]].sum(axis=0)
+        return np.asarray(self.phases_ms[[PHASES.index(name) for name in names]].sum(axis=0))
 
 
 class Estimator(Protocol):

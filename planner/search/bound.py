@@ -124,9 +124,7 @@ def _forms(problem: PlanningProblem, table: TableSpec) -> list[tuple[float, ...]
     for sharding_type, rank, num_shards, cuts in shapes:
         if rule.sharding_types is not None and sharding_type not in rule.sharding_types:
             continue
-        if sharding_type is ShardingType.DATA_PARALLEL and not is_data_parallel_legal(
-            problem.workload.optimizer
-        ):
+        if sharding_type is ShardingType.DATA_PARALLEL and not is_data_parallel_legal(problem.workload.optimizer):
             continue
         sizes: tuple[float, ...] = (rows, cols, rows, cols)
         if sharding_type is ShardingType.COLUMN_WISE:

@@ -58,9 +58,7 @@ class GreedyRule:
         """The plan of the rule; raises InfeasibleError."""
         scores = self.score(problem)
         units = build_units(problem)
-        score_of = {
-            unit.names: float(sum(scores[problem.index_of[name]] for name in unit.names)) for unit in units
-        }
+        score_of = {unit.names: float(sum(scores[problem.index_of[name]] for name in unit.names)) for unit in units}
         units = tuple(sorted(units, key=lambda unit: -score_of[unit.names]))
 
         def one_pass(order: Sequence[Unit]) -> list[Choice]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,8 @@ from planner.search.placement import (
     run_passes,
     smallest_bytes,
 )
+
+Number = TypeVar("Number", np.float64, np.int64)
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,8 @@ class LongestProcessingTime:
     def plan(self, problem: PlanningProblem) -> ShardingPlan:
         """The plan of the rule; raises InfeasibleError."""
         units = build_units(problem)
-        loads = {
-            unit.names: unit.options[0].slot_loads(problem, self.estimator).sum(axis=0) for unit in units
-        }
-        per_load = np.max(
-            [bound.of_shard.sum(axis=0) for bound in self.estimator.linear_bounds(problem)], axis=0
-        )
+        loads = {unit.names: unit.options[0].slot_loads(problem, self.estimator).sum(axis=0) for unit in units}
+        per_load = np.max([bound.of_shard.sum(axis=0) for bound in self.estimator.linear_bounds(problem)], axis=0)
         units = tuple(sorted(units, key=lambda unit: -float(loads[unit.names] @ per_load)))
 
         def one_pass(order: Sequence[Unit]) -> list[Choice]:
@@ -56,8 +54,7 @@ class LongestProcessingTime:
             bytes_after = _sums_after(smallest_bytes(problem, order))
             placing = _Placing(problem, self.estimator, num_loads=loads_after.shape[1])
             return [
-                placing.place(unit, loads_after[index], int(bytes_after[index]))
-                for index, unit in enumerate(order)
+                placing.place(unit, loads_after[index], int(bytes_after[index])) for index, unit in enumerate(order)
             ]
 
         return run_passes(problem, units, one_pass)
@@ -108,9 +105,7 @@ class _Placing:
         found: dict[tuple[str, int], _Candidate] = {}
         options = unit.options
         if len(options) > 1:
-            options = tuple(
-                sorted(options, key=lambda option: 0.0 if option.is_free else _mean_at(own_ms, option))
-            )
+            options = tuple(sorted(options, key=lambda option: 0.0 if option.is_free else _mean_at(own_ms, option)))
         for option in options:
             if (option.sharding_type, option.num_shards) in found:
                 continue
@@ -136,7 +131,7 @@ class _Placing:
 
     def _own_ms(self, loads: NDArray[np.float64]) -> NDArray[np.float64]:
         """Own work [..., W] of ranks with loads [..., W, K]."""
-        return self.estimator.phases_ms(self.problem, loads).sum(axis=-2)
+        return np.asarray(self.estimator.phases_ms(self.problem, loads).sum(axis=-2))
 
     def _levels_ms(self, loads: NDArray[np.float64], loads_after: NDArray[np.float64]) -> NDArray[np.float64]:
         """The step [C] that candidate loads [C, W, K] lead to when the rest [K] spreads evenly."""
@@ -157,7 +152,6 @@ def _mean_at(own_ms: NDArray[np.float64], option: UnitOption) -> float:
     return float(own_ms[np.asarray(option.ranks)].mean())
 
 
-def _sums_after(values: NDArray[np.generic]) -> NDArray[np.generic]:
+def _sums_after(values: NDArray[Number]) -> NDArray[Number]:
     """At each position the sum of all entries behind it along the first axis."""
-    reversed_sums = np.cumsum(values[::-1], axis=0)[::-1]
-    return reversed_sums - values
+    return np.asarray(np.cumsum(values[::-1], axis=0)[::-1] - values)

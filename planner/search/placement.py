@@ -61,12 +61,12 @@ class UnitOption:
     def slot_bytes(self, problem: PlanningProblem) -> NDArray[np.int64]:
         """Bytes [num_shards] of each shard position, summed over the tables."""
         sizes = shard_bytes(problem, option_shards(problem, self.parts))
-        return sizes.reshape(len(self.parts), self.num_shards).sum(axis=0)
+        return np.asarray(sizes.reshape(len(self.parts), self.num_shards).sum(axis=0))
 
     def slot_loads(self, problem: PlanningProblem, estimator: AdditiveEstimator) -> NDArray[np.float64]:
         """Loads [num_shards, K] of each shard position, summed over the tables."""
         loads = estimator.shard_loads(problem, option_shards(problem, self.parts))
-        return loads.reshape(len(self.parts), self.num_shards, -1).sum(axis=0)
+        return np.asarray(loads.reshape(len(self.parts), self.num_shards, -1).sum(axis=0))
 
 
 @dataclass(frozen=True)
@@ -147,9 +147,7 @@ def choose_ranks(
     return tuple(int(rank) for rank in with_room[order])
 
 
-def first_fit(
-    problem: PlanningProblem, unit: Unit, free_bytes: NDArray[np.int64], key: NDArray[np.float64]
-) -> Choice:
+def first_fit(problem: PlanningProblem, unit: Unit, free_bytes: NDArray[np.int64], key: NDArray[np.float64]) -> Choice:
     """The first of a unit's options that finds room, on the ranks of the smallest key [W].
 
     Among the nodes of table_row_wise the one whose ranks have the smallest mean key wins.

@@ -125,9 +125,7 @@ def find_strategy(name: str) -> Strategy:
         return STRATEGIES[name]
     close = get_close_matches(name, STRATEGIES, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    raise PlanningError(
-        f"strategy {name!r} is not known; {hint}known: {', '.join(STRATEGIES)}", reason="strategy"
-    )
+    raise PlanningError(f"strategy {name!r} is not known; {hint}known: {', '.join(STRATEGIES)}", reason="strategy")
 
 
 def make_plan(problem: PlanningProblem, name: str, estimator: AdditiveEstimator | None = None) -> PlanResult:

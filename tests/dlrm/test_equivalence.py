@@ -19,6 +19,7 @@ from planner.plan import ShardingPlan, TablePlacement
 from planner.sharding import ShardingOption, ShardingType, enumerate_options
 from planner.tables import OptimizerKind, TableSpec
 from planner.topology import Device, DeviceType, Link, Topology
+from planner.torchrec_bridge import module_name
 from tests.ranks import run_ranks
 
 SEED, STEPS, LOCAL_BATCH, NUM_DENSE = 5, 20, 8, 4
@@ -98,7 +99,7 @@ def train_reference(size: int, kind: str) -> nn.Module:
         for t in TABLES:
             assert t.num_embeddings <= BLOCK_ROWS
             first = draw_block(SEED, t, 0)
-            collection.embedding_bags[t.name].weight.copy_(first)
+            collection.embedding_bags[module_name(t.name)].weight.copy_(first)
     tables = list(collection.parameters())
     others = [p for name, p in model.named_parameters() if "embedding_bags" not in name]
     sparse = torch.optim.SGD(tables, RATES[kind]) if kind == "sgd" else RowWiseAdagrad(tables, RATES[kind], eps=1e-8)
@@ -156,7 +157,7 @@ def test_weights_equal_the_single_process_reference(trained: tuple, references: 
     for rank in ranks:
         for name, row, col, weight in rank[case]["shards"]:
             rows, cols = weight.shape
-            expected = bags[name].weight.detach().numpy()[row : row + rows, col : col + cols]
+            expected = bags[module_name(name)].weight.detach().numpy()[row : row + rows, col : col + cols]
             np.testing.assert_allclose(weight, expected, rtol=0, atol=1e-5)
             num_elements += weight.size
         for name, value in rank[case]["dense"].items():
@@ -172,5 +173,5 @@ def test_training_moves_the_weights() -> None:
     trained = train_reference(2 * LOCAL_BATCH, "sgd")
     for t in TABLES:
         first = draw_block(SEED, t, 0)
-        weight = trained.model.sparse_arch.embedding_bag_collection.embedding_bags[t.name].weight
+        weight = trained.model.sparse_arch.embedding_bag_collection.embedding_bags[module_name(t.name)].weight
         assert (weight - first).abs().max() > 1e-3

@@ -24,13 +24,9 @@ def _plan(problem: PlanningProblem, sharding_type: ShardingType) -> ShardingPlan
     """Every table under one type, on the first ranks the option allows."""
     placements = []
     for table in problem.workload.tables:
-        options = enumerate_options(
-            table, problem.topology, OptimizerKind.SGD, sharding_types=(sharding_type,)
-        )
+        options = enumerate_options(table, problem.topology, OptimizerKind.SGD, sharding_types=(sharding_type,))
         option = options[0]
-        placements.append(
-            TablePlacement(table.name, sharding_type, option.shards(option.ranks[: option.num_shards]))
-        )
+        placements.append(TablePlacement(table.name, sharding_type, option.shards(option.ranks[: option.num_shards])))
     return ShardingPlan(problem.topology.world_size, tuple(placements))
 
 

@@ -18,9 +18,7 @@ from planner.topology import Topology
 
 
 @pytest.fixture
-def problem(
-    make_workload: Callable[..., Workload], make_topology: Callable[..., Topology]
-) -> PlanningProblem:
+def problem(make_workload: Callable[..., Workload], make_topology: Callable[..., Topology]) -> PlanningProblem:
     """Five tables on two nodes of two ranks."""
     return PlanningProblem(make_workload(*[(10, 16, 2.0)] * 5), make_topology(2, 2))
 
@@ -65,9 +63,7 @@ def test_json_round_trip(plan: ShardingPlan) -> None:
     with pytest.raises(PlanningError, match="shards"):
         ShardingPlan.from_dict({"world_size": 1, "tables": [{"name": "a", "sharding_type": "table_wise"}]})
     with pytest.raises(PlanningError, match="diagonal"):
-        ShardingPlan.from_dict(
-            {"world_size": 1, "tables": [{"name": "a", "sharding_type": "diagonal", "shards": []}]}
-        )
+        ShardingPlan.from_dict({"world_size": 1, "tables": [{"name": "a", "sharding_type": "diagonal", "shards": []}]})
 
 
 @pytest.mark.parametrize(

@@ -40,9 +40,7 @@ def test_constraint_that_is_too_tight(
     make_plan(replace(problem, constraints=(helped,)), "size_greedy")
 
 
-def test_pin_that_is_too_tight(
-    make_workload: Callable[..., Workload], make_topology: Callable[..., Topology]
-) -> None:
+def test_pin_that_is_too_tight(make_workload: Callable[..., Workload], make_topology: Callable[..., Topology]) -> None:
     workload = make_workload((50_000, 64, 1.0), (50_000, 64, 1.0), batch_size=16)
     pin = TableConstraint(("*",), ranks=(0,))
     error = _infeasible(PlanningProblem(workload, make_topology(1, 2, hbm_bytes=20 * MIB), (pin,)))
@@ -62,9 +60,7 @@ def test_optimizer_nodes_and_memory(
     make_plan(replace(problem, topology=with_nodes(problem.topology, 2)), "size_greedy")
 
 
-def test_smaller_batch(
-    make_workload: Callable[..., Workload], make_topology: Callable[..., Topology]
-) -> None:
+def test_smaller_batch(make_workload: Callable[..., Workload], make_topology: Callable[..., Topology]) -> None:
     workload = make_workload((100, 64, 1.0), batch_size=65_536)
     problem = PlanningProblem(workload, make_topology(1, 2, hbm_bytes=64 * MIB))
     (remedy,) = [remedy for remedy in _infeasible(problem).remedies if remedy.startswith("a batch of")]

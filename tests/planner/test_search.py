@@ -88,9 +88,7 @@ def test_bound_never_exceeds_the_best_plan_and_longest_processing_time_is_near_i
     constraint: tuple[TableConstraint, ...],
 ) -> None:
     topology = make_topology(*nodes, speeds=speeds)
-    problem = PlanningProblem(
-        make_workload(*shapes, optimizer=optimizer, batch_size=512), topology, constraint
-    )
+    problem = PlanningProblem(make_workload(*shapes, optimizer=optimizer, batch_size=512), topology, constraint)
     best_ms = _brute_force_ms(problem)
     bound_ms = lower_bound_ms(problem, AnalyticEstimator())
     assert 0.0 < bound_ms <= best_ms * (1 + 1e-9)
@@ -120,10 +118,7 @@ def test_constraints_are_kept(
     placed = {table.name: table for table in make_plan(problem, name).plan.tables}
     assert set(placed["table_0"].ranks) == {3}
     assert placed["table_1"].sharding_type is ShardingType.ROW_WISE
-    assert (
-        len({(placed[f"table_{index}"].ranks, placed[f"table_{index}"].sharding_type) for index in (2, 3, 4)})
-        == 1
-    )
+    assert len({(placed[f"table_{index}"].ranks, placed[f"table_{index}"].sharding_type) for index in (2, 3, 4)}) == 1
 
 
 @pytest.mark.parametrize("name", OWN)
@@ -190,9 +185,7 @@ def test_longest_processing_time_beats_every_rule_on_the_mlperf_tables(
         assert best.cost.step_ms < make_plan(problem, name).cost.step_ms
 
 
-def test_unknown_strategy_is_told_with_the_nearest(
-    mlperf: Workload, make_topology: Callable[..., Topology]
-) -> None:
+def test_unknown_strategy_is_told_with_the_nearest(mlperf: Workload, make_topology: Callable[..., Topology]) -> None:
     with pytest.raises(PlanningError, match="did you mean 'size_greedy'"):
         make_plan(PlanningProblem(mlperf, make_topology(1, 8)), "size_greedi")
 
@@ -202,8 +195,7 @@ def test_a_thousand_tables_on_128_ranks(
 ) -> None:
     rng = np.random.default_rng(0)
     shapes = [
-        (int(10 ** rng.uniform(2, 7)), int(rng.choice([16, 64, 128])), float(rng.uniform(1, 50)))
-        for _ in range(1000)
+        (int(10 ** rng.uniform(2, 7)), int(rng.choice([16, 64, 128])), float(rng.uniform(1, 50))) for _ in range(1000)
     ]
     problem = PlanningProblem(make_workload(*shapes, optimizer=OptimizerKind.ADAM), make_topology(16, 8))
     result = make_plan(problem, "longest_processing_time")
@@ -218,8 +210,6 @@ def test_infeasible_is_an_error_with_the_shortfall(
         STRATEGIES["size_greedy"].plan(problem)
     roomy = replace(problem, topology=make_topology(1, 1, hbm_bytes=16 * MIB + error.value.shortfall_bytes))
     make_plan(roomy, "size_greedy")
-    short = replace(
-        problem, topology=make_topology(1, 1, hbm_bytes=16 * MIB + error.value.shortfall_bytes - 1)
-    )
+    short = replace(problem, topology=make_topology(1, 1, hbm_bytes=16 * MIB + error.value.shortfall_bytes - 1))
     with pytest.raises(InfeasibleError):
         STRATEGIES["size_greedy"].plan(short)

@@ -41,9 +41,7 @@ def test_unknown_table_and_rank_are_both_told(problem_with: Callable[..., Planni
 
 
 def test_constraints_intersect(problem_with: Callable[..., PlanningProblem]) -> None:
-    problem = problem_with(
-        TableConstraint(("table_*",), ranks=(0, 1, 2)), TableConstraint(("table_1",), ranks=(2, 3))
-    )
+    problem = problem_with(TableConstraint(("table_*",), ranks=(0, 1, 2)), TableConstraint(("table_1",), ranks=(2, 3)))
     assert problem.rules["table_1"].ranks == (2,)
     assert problem.rules["table_0"].ranks == (0, 1, 2)
     with pytest.raises(PlanningError, match="no rank in common"):
@@ -62,9 +60,7 @@ def test_options_follow_optimizer_and_constraints(
     make_workload: Callable[..., Workload], make_topology: Callable[..., Topology]
 ) -> None:
     def types(optimizer: OptimizerKind, *constraints: TableConstraint) -> list[tuple[ShardingType, int]]:
-        problem = PlanningProblem(
-            make_workload((100, 64, 1.0), optimizer=optimizer), make_topology(2, 2), constraints
-        )
+        problem = PlanningProblem(make_workload((100, 64, 1.0), optimizer=optimizer), make_topology(2, 2), constraints)
         return [(option.sharding_type, option.num_shards) for option in problem.options("table_0")]
 
     table_wise, columns = (

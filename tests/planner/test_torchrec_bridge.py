@@ -5,9 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from torchrec.distributed.planner.enumerators import calculate_shard_sizes_and_offsets
 
-import torch
 from planner.errors import InfeasibleError, PlanningError
 from planner.plan import ShardingPlan, TablePlacement
 from planner.problem import PlanningProblem, TableConstraint
@@ -15,7 +15,7 @@ from planner.search.registry import make_plan
 from planner.sharding import ShardingType, enumerate_options, row_blocks
 from planner.tables import OptimizerKind, TableSpec, Workload
 from planner.topology import Topology, load_topology
-from planner.torchrec_bridge import from_torchrec, to_torchrec
+from planner.torchrec_bridge import from_torchrec, module_name, to_torchrec
 
 
 def _mixed_plan(workload: Workload, topology: Topology) -> ShardingPlan:
@@ -23,9 +23,7 @@ def _mixed_plan(workload: Workload, topology: Topology) -> ShardingPlan:
     placements = []
     for table, sharding_type in zip(workload.tables, ShardingType, strict=True):
         option = enumerate_options(table, topology, OptimizerKind.SGD, sharding_types=(sharding_type,))[-1]
-        placements.append(
-            TablePlacement(table.name, sharding_type, option.shards(option.ranks[: option.num_shards]))
-        )
+        placements.append(TablePlacement(table.name, sharding_type, option.shards(option.ranks[: option.num_shards])))
     return ShardingPlan(topology.world_size, tuple(placements))
 
 
@@ -36,21 +34,19 @@ def test_round_trip_of_every_type(
     plan = _mixed_plan(workload, topology)
     module_plan = to_torchrec(plan, topology)
     assert from_torchrec(module_plan, 4, workload.tables) == plan
-    kernels = {module_plan[table.name].compute_kernel for table in plan.tables[1:]}
-    assert (module_plan["table_0"].compute_kernel, kernels) == ("dense", {"fused"})
-    assert module_plan["table_0"].sharding_spec is None
+    kernels = {module_plan[module_name(table.name)].compute_kernel for table in plan.tables[1:]}
+    assert (module_plan["t_table_0"].compute_kernel, kernels) == ("dense", {"fused"})
+    assert module_plan["t_table_0"].sharding_spec is None
 
 
-def test_placements_use_local_ranks_of_gpus_and_cpu_for_processors(
+def test_placements_use_the_one_gpu_that_a_worker_sees_and_cpu_for_processors(
     make_workload: Callable[..., Workload], make_topology: Callable[..., Topology], repository: Path
 ) -> None:
     workload = make_workload(*[(101, 64, 1.0)] * 5)
     gpus, cpus = make_topology(2, 2), load_topology(repository / "configs" / "hardware" / "cpu_x2.yaml")
-    on_gpus = to_torchrec(_mixed_plan(workload, gpus), gpus)["table_3"].sharding_spec.shards
-    assert [str(shard.placement) for shard in on_gpus] == [
-        f"rank:{rank}/cuda:{rank % 2}" for rank in range(4)
-    ]
-    on_cpus = to_torchrec(_mixed_plan(workload, cpus), cpus)["table_3"].sharding_spec.shards
+    on_gpus = to_torchrec(_mixed_plan(workload, gpus), gpus)["t_table_3"].sharding_spec.shards
+    assert [str(shard.placement) for shard in on_gpus] == [f"rank:{rank}/cuda:0" for rank in range(4)]
+    on_cpus = to_torchrec(_mixed_plan(workload, cpus), cpus)["t_table_3"].sharding_spec.shards
     assert [str(shard.placement) for shard in on_cpus] == ["rank:0/cpu", "rank:1/cpu"]
 
 
@@ -75,26 +71,18 @@ def test_wrong_world_and_missing_table_are_told(
 
 
 @pytest.mark.parametrize("preset", ["cpu_x2", "h100_80gb_x8", "h100_80gb_2x8"])
-def test_torchrec_plans_on_any_device(
-    make_workload: Callable[..., Workload], repository: Path, preset: str
-) -> None:
+def test_torchrec_plans_on_any_device(make_workload: Callable[..., Workload], repository: Path, preset: str) -> None:
     topology = load_topology(repository / "configs" / "hardware" / f"{preset}.yaml")
-    workload = make_workload(
-        *[(5000 * (index + 1), 32, 4.0) for index in range(12)], optimizer=OptimizerKind.ADAM
-    )
+    workload = make_workload(*[(5000 * (index + 1), 32, 4.0) for index in range(12)], optimizer=OptimizerKind.ADAM)
     result = make_plan(PlanningProblem(workload, topology), "torchrec")
     assert len(result.plan.tables) == 12
     assert all(table.sharding_type is not ShardingType.DATA_PARALLEL for table in result.plan.tables)
 
 
-def test_torchrec_is_offered_row_wise_on_cpu(
-    make_workload: Callable[..., Workload], repository: Path
-) -> None:
+def test_torchrec_is_offered_row_wise_on_cpu(make_workload: Callable[..., Workload], repository: Path) -> None:
     topology = load_topology(repository / "configs" / "hardware" / "cpu_x2.yaml")
     by_rows = TableConstraint(("*",), sharding_types=(ShardingType.ROW_WISE,))
-    result = make_plan(
-        PlanningProblem(make_workload(*[(5000, 32, 4.0)] * 3), topology, (by_rows,)), "torchrec"
-    )
+    result = make_plan(PlanningProblem(make_workload(*[(5000, 32, 4.0)] * 3), topology, (by_rows,)), "torchrec")
     assert {table.sharding_type for table in result.plan.tables} == {ShardingType.ROW_WISE}
 
 
