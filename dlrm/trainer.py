@@ -90,7 +90,7 @@ class Trainer:
         self.metrics = BinaryMetrics(self.device)
         self.exchange = WindowExchange(place.rank, place.world_size, self.device)
         self.losses = torch.zeros(job.train.window_steps, dtype=torch.float32, device=self.device)
-        self.step = self.in_window = self.done_command = 0
+        self.step = self.in_window = self.done_command = self.told_bad_rows = 0
         self.held_out: MetricValues | None = None
         self.evaluated_step = -1
         self.is_exhausted = self.is_stopping = False
@@ -204,6 +204,7 @@ class Trainer:
         """Exchange what happened, report it, and act on what all ranks agreed upon."""
         window = self.exchange.share(self._own_row(), self.metrics)
         self._report(window)
+        self._report_bad_rows()
         self.in_window = 0
         self.metrics.reset()
         if window.first_bad_step is not None:
@@ -237,6 +238,14 @@ class Trainer:
         }
         self.window_began = now
         self._say(record)
+
+    def _report_bad_rows(self) -> None:
+        """Say once, and again whenever their number has doubled, that rows are left out, and which came first."""
+        found = self.stream.report()
+        if found.num_bad_rows >= max(1, 2 * self.told_bad_rows):
+            self.told_bad_rows = found.num_bad_rows
+            message = f"{found.num_bad_rows} bad rows left out so far, the first: {found.bad_rows[0]}"
+            self._say({"kind": "warning", "step": self.step, "message": message})
 
     def _say(self, record: dict[str, Any]) -> None:
         """Rank 0 speaks for all: after an exchange every rank knows the same."""

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.command import Ran, keys, shardwright
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 HEAD_START_TIMEOUT_S = 90
 HEAD_STOP_TIMEOUT_S = 30
@@ -77,6 +79,15 @@ def ray_head(ray_environment: dict[str, str]) -> Iterator[RayHead]:
         head.terminate()
         head.wait(HEAD_STOP_TIMEOUT_S)
         shutil.rmtree(temp_dir, ignore_errors=True)  # with ray_current_cluster, which makes a later `auto` hang
+
+
+@pytest.fixture(scope="session")
+def finished(ray_head: RayHead, repository: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Ran, Path]:
+    """One small run of the quick start on the head: what `train --json` printed, and the run's folder."""
+    runs = tmp_path_factory.mktemp("runs")
+    words = ["train", "--config", "configs/quickstart.yaml", "--json"]
+    more = keys(ray_head.address, runs, "run.name=first", "train.steps=60")
+    return shardwright(*words, *more, environment=ray_head.environment, cwd=repository), runs / "first"
 
 
 def _free_ports(count: int) -> list[int]:

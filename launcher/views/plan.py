@@ -26,7 +26,7 @@ MOST_RANKS = 64
 
 
 def render_plan(planned: PlanResult, tables: Sequence[TableSpec], topology: Topology) -> Iterator[Table | str]:
-    """The plan as a table of ranks, a table of tables and one line of totals."""
+    """The plan as a table of ranks, a table of tables and the totals."""
     plan = planned.to_dict()
     yield make_table("tables", _TABLE_COLUMNS, _table_rows(plan, tables), left=2)
     if len(tables) > MOST_TABLES:
@@ -38,10 +38,10 @@ def render_plan(planned: PlanResult, tables: Sequence[TableSpec], topology: Topo
 
 
 def summary(plan: dict[str, Any]) -> str:
-    """One line: strategy, estimated step, imbalance, distance to the lower bound, time to plan."""
+    """Two lines: estimated step, imbalance and distance to the lower bound; strategy and time to plan."""
     return (
-        f"{plan['strategy']}: estimated step {plan['estimated_step_ms']:.2f} ms, imbalance {plan['imbalance']:.2f}, "
-        f"at most {plan['gap']:.0%} above the best possible, planned in {plan['plan_seconds']:.2f} s"
+        f"estimated step {plan['estimated_step_ms']:.2f} ms, imbalance {plan['imbalance']:.2f}, at most "
+        f"{plan['gap']:.0%} above the best plan\nby {plan['strategy']} in {plan['plan_seconds']:.2f} s"
     )
 
 

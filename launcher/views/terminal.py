@@ -19,6 +19,7 @@ from planner.topology import Topology
 
 # Where the output is not a terminal, lines come no faster than this.
 PLAIN_INTERVAL_S = 5.0
+STARTING = "starting the workers"
 # Beyond this many ranks a line shows the range of their step times.
 MOST_RANKS_IN_LINE = 4
 
@@ -43,9 +44,10 @@ class Terminal:
     def follow(self, config: RunConfig) -> Iterator["LiveLine | PlainLines"]:
         """A view that shows progress until the context ends."""
         if not self.console.is_terminal:
+            self.console.print(STARTING)
             yield PlainLines(self.console, config)
             return
-        with Live(console=self.console, refresh_per_second=4, transient=False) as live:
+        with Live(Text(STARTING), console=self.console, refresh_per_second=4) as live:
             yield LiveLine(self.console, config, live)
 
 

@@ -107,6 +107,7 @@ class PlanResult:
                 "node": device.node,
                 "hbm_bytes": used[device.rank],
                 "lookup_ms": float(self.cost.lookup_ms[device.rank]),
+                "lookup_forward_ms": float(self.cost.phase("lookup_forward")[device.rank]),
                 "comms_ms": float(self.cost.comms_ms[device.rank]),
                 "total_ms": float(self.cost.total_ms[device.rank]),
                 "num_shards": num_shards[device.rank],

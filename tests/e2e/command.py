@@ -7,6 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+# The quick start, small enough for a test.
+SMALL = [
+    "data.synthetic.num_samples=65536",
+    "data.synthetic.num_eval_samples=4096",
+    "train.batch_size=128",
+    "train.window_steps=5",
+]
+
 
 @dataclass(frozen=True)
 class Ran:
@@ -31,3 +39,8 @@ def shardwright(*words: object, environment: dict[str, str], cwd: Path, timeout_
         command_line(*words), env=environment, cwd=cwd, capture_output=True, text=True, timeout=timeout_s
     )
     return Ran(done.returncode, done.stdout, done.stderr)
+
+
+def keys(address: str, runs: Path, *more: str) -> list[str]:
+    """Overrides of a small run on a running cluster."""
+    return [f"cluster.address={address}", f"run.dir={runs}", *SMALL, *more]

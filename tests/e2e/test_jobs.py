@@ -8,7 +8,7 @@ import pytest
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from tests.conftest import RayHead
-from tests.e2e.test_train import SMALL
+from tests.e2e.command import SMALL
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

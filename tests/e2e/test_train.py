@@ -11,29 +11,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from launcher.config import load_config
 from tests.conftest import RayHead
-from tests.e2e.command import Ran, command_line, shardwright
+from tests.e2e.command import Ran, command_line, keys, shardwright
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-SMALL = [
-    "data.synthetic.num_samples=65536",
-    "data.synthetic.num_eval_samples=4096",
-    "train.batch_size=128",
-    "train.window_steps=5",
-]
 REPORT_KEYS = {"steps", "qps", "loss", "ne", "auc", "step_ms", "imbalance", "plans", "migrations", "restarts", "result"}
-
-
-def keys(head: RayHead, runs: Path, *more: str) -> list[str]:
-    return [f"cluster.address={head.address}", f"run.dir={runs}", *SMALL, *more]
-
-
-@pytest.fixture(scope="module")
-def finished(ray_head: RayHead, repository: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Ran, Path]:
-    runs = tmp_path_factory.mktemp("runs")
-    words = ["train", "--config", "configs/quickstart.yaml", "--json"]
-    more = keys(ray_head, runs, "run.name=first", "train.steps=60")
-    return shardwright(*words, *more, environment=ray_head.environment, cwd=repository), runs / "first"
 
 
 def test_the_report_has_the_keys_that_scripts_rely_on(finished: tuple[Ran, Path]) -> None:
@@ -99,7 +81,7 @@ def wait_for_records(run: Path, process: subprocess.Popen) -> None:
 
 def test_ctrl_c_stops_with_75_and_the_run_can_go_on(ray_head: RayHead, repository: Path, tmp_path: Path) -> None:
     words = command_line("train", "--config", "configs/quickstart.yaml")
-    endless = keys(ray_head, tmp_path, "run.name=stopped", "train.steps=1000000")
+    endless = keys(ray_head.address, tmp_path, "run.name=stopped", "train.steps=1000000")
     process = subprocess.Popen(
         [*words, *endless], env=ray_head.environment, cwd=repository, stdout=subprocess.PIPE, text=True
     )
@@ -114,7 +96,9 @@ def test_ctrl_c_stops_with_75_and_the_run_can_go_on(ray_head: RayHead, repositor
     status = json.loads((run / "status.json").read_text())
     assert (status["status"], status["exit_code"]) == ("stopped", 75)
     assert f"stopped after {status['step']} steps" in out
-    more = keys(ray_head, tmp_path, "run.name=resumed", f"run.resume={run}", f"train.steps={status['step'] + 10}")
+    more = keys(
+        ray_head.address, tmp_path, "run.name=resumed", f"run.resume={run}", f"train.steps={status['step'] + 10}"
+    )
     words = ["train", "--json", "--config", "configs/quickstart.yaml", *more]
     resumed = shardwright(*words, environment=ray_head.environment, cwd=repository)
     assert resumed.code == 0, resumed.err
@@ -123,7 +107,9 @@ def test_ctrl_c_stops_with_75_and_the_run_can_go_on(ray_head: RayHead, repositor
 
 
 def test_a_diverged_run_ends_with_4_and_one_cause(ray_head: RayHead, repository: Path, tmp_path: Path) -> None:
-    more = keys(ray_head, tmp_path, "run.name=nan", "optimizer.dense.kind=sgd", "optimizer.dense.learning_rate=1e30")
+    more = keys(
+        ray_head.address, tmp_path, "run.name=nan", "optimizer.dense.kind=sgd", "optimizer.dense.learning_rate=1e30"
+    )
     words = ["train", "--config", "configs/quickstart.yaml", *more]
     ran = shardwright(*words, environment=ray_head.environment, cwd=repository)
     assert ran.code == 4
