@@ -96,9 +96,8 @@ def test_ctrl_c_stops_with_75_and_the_run_can_go_on(ray_head: RayHead, repositor
     status = json.loads((run / "status.json").read_text())
     assert (status["status"], status["exit_code"]) == ("stopped", 75)
     assert f"stopped after {status['step']} steps" in out
-    more = keys(
-        ray_head.address, tmp_path, "run.name=resumed", f"run.resume={run}", f"train.steps={status['step'] + 10}"
-    )
+    last = status["step"] + 10
+    more = keys(ray_head.address, tmp_path, "run.name=resumed", f"run.resume={run}", f"train.steps={last}")
     words = ["train", "--json", "--config", "configs/quickstart.yaml", *more]
     resumed = shardwright(*words, environment=ray_head.environment, cwd=repository)
     assert resumed.code == 0, resumed.err
@@ -107,9 +106,8 @@ def test_ctrl_c_stops_with_75_and_the_run_can_go_on(ray_head: RayHead, repositor
 
 
 def test_a_diverged_run_ends_with_4_and_one_cause(ray_head: RayHead, repository: Path, tmp_path: Path) -> None:
-    more = keys(
-        ray_head.address, tmp_path, "run.name=nan", "optimizer.dense.kind=sgd", "optimizer.dense.learning_rate=1e30"
-    )
+    diverging = ["optimizer.dense.kind=sgd", "optimizer.dense.learning_rate=1e30"]
+    more = keys(ray_head.address, tmp_path, "run.name=nan", *diverging)
     words = ["train", "--config", "configs/quickstart.yaml", *more]
     ran = shardwright(*words, environment=ray_head.environment, cwd=repository)
     assert ran.code == 4
