@@ -25,6 +25,7 @@ class RankError:
         message: Text of the exception, or what Ray says about the loss.
         reason: The exception's `reason`, empty where it has none.
         traceback_text: The traceback; empty for a lost worker.
+        is_explained: Whether the message alone tells a user what to mend (the exception's `explains_itself`).
         is_consequence: Whether a collective broke, which is what other ranks' failures look like from here.
         is_lost: Whether the worker itself is gone.
     """
@@ -35,6 +36,7 @@ class RankError:
     message: str
     reason: str = ""
     traceback_text: str = ""
+    is_explained: bool = False
     is_consequence: bool = False
     is_lost: bool = False
 
@@ -58,6 +60,7 @@ def describe_exception(rank: int, exception: BaseException) -> RankError:
         message=str(exception),
         reason=str(getattr(exception, "reason", "")),
         traceback_text="".join(traceback.format_exception(exception)),
+        is_explained=bool(getattr(exception, "explains_itself", False)),
         is_consequence=is_collective_error(find_root(exception)),
     )
 
@@ -101,9 +104,9 @@ def render_failure(
 
     `running` are the ranks that had still not returned: next to a broken collective they are the suspects.
     """
-    what = "was lost" if error.is_lost else f"failed with {error.error_type}"
+    what = "was lost" if error.is_lost else "failed" if error.is_explained else f"failed with {error.error_type}"
     lines = [f"Rank {error.rank} {what} on node {host} ({node_id[:8]}): {error.message}"]
-    if error.traceback_text:
+    if error.traceback_text and not error.is_explained:
         lines.append(indent(error.traceback_text.rstrip(), "  | "))
     if error.is_consequence and running:
         ranks = ", ".join(map(str, running))

@@ -8,7 +8,10 @@ class DlrmError(Exception):
 
     Attributes:
         reason: a short word that scripts and tests can compare.
+        explains_itself: the message says what to mend, so no traceback is shown beside it.
     """
+
+    explains_itself = True
 
     def __init__(self, message: str, reason: str) -> None:
         """Keep the message for people and the reason for programs."""

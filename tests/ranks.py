@@ -1,4 +1,4 @@
-"""Real gloo ranks for tests: one process a rank, each failing loudly."""
+"""Real ranks for tests: one process a rank, each failing loudly."""
 
 import os
 import socket
@@ -11,15 +11,19 @@ import torch.multiprocessing as mp
 
 
 def run_ranks(
-    function: Callable[..., Any], world_size: int, *args: Any, local_world_size: int | None = None
+    function: Callable[..., Any],
+    world_size: int,
+    *args: Any,
+    local_world_size: int | None = None,
+    backend: str = "gloo",
 ) -> list[Any]:
-    """Call module-level `function(rank, world_size, *args)` on fresh gloo ranks; their results in rank order."""
+    """Call module-level `function(rank, world_size, *args)` on fresh ranks; their results in rank order."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     context = mp.get_context("spawn")
     results = context.SimpleQueue()
-    call = (function, args, world_size, local_world_size or world_size, port, results)
+    call = (function, args, world_size, local_world_size or world_size, f"tcp://127.0.0.1:{port}", backend, results)
     processes = mp.spawn(_rank, call, nprocs=world_size, join=False)
     # The queue is emptied before the processes are joined: one that still has to write would never end.
     found = {}
@@ -34,11 +38,18 @@ def run_ranks(
 
 
 def _rank(
-    rank: int, function: Callable[..., Any], args: tuple[Any, ...], world_size: int, local: int, port: int, results: Any
+    rank: int,
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    world_size: int,
+    local: int,
+    address: str,
+    backend: str,
+    results: Any,
 ) -> None:
     torch.set_num_threads(1)
     os.environ.update(LOCAL_WORLD_SIZE=str(local), LOCAL_RANK=str(rank % local))
-    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
+    dist.init_process_group(backend, address, rank=rank, world_size=world_size)
     try:
         results.put((rank, function(rank, world_size, *args)))
     finally:

@@ -73,3 +73,20 @@ def test_the_message_says_it_once() -> None:
 def test_a_loss_keeps_the_line_that_says_why() -> None:
     error = RuntimeError("The actor died unexpectedly.\n\tclass_name: Worker\nThe actor is dead because of SIGKILL.")
     assert describe_loss(2, error).message == "The actor is dead because of SIGKILL."
+
+
+class ExplainedError(Exception):
+    explains_itself = True
+
+
+def test_an_error_that_explains_itself_is_shown_without_its_traceback() -> None:
+    def rendered(exception: Exception) -> str:
+        try:
+            raise exception
+        except Exception as caught:
+            error = describe_exception(0, caught)
+        return render_failure(error, node_id="abcdef0123", host="h", log_path="/log", num_others=1, running=())
+
+    assert "Traceback" in rendered(ValueError("lower the rate"))
+    plain = rendered(ExplainedError("lower the rate"))
+    assert "Traceback" not in plain and "lower the rate" in plain and "/log" in plain

@@ -1,0 +1,75 @@
+"""The same trainer on one GPU with NCCL, held against a CPU rank."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from dlrm.job import TrainJob
+from dlrm.timing import LOOKUP, STEP, CudaClock
+from dlrm.trainer import train
+from planner.problem import PlanningProblem
+from planner.search.registry import make_plan
+from planner.tables import OptimizerKind, Workload
+from planner.topology import Device, DeviceType, Link, Topology
+from tests.dlrm.test_trainer import TRAIN, Place, make_job, window_losses
+from tests.ranks import run_ranks
+
+pytestmark = pytest.mark.gpu
+
+
+def one_device_job(folder: Path, device: DeviceType, kind: str, **keys: object) -> TrainJob:
+    """The job of the trainer's tests on a single device."""
+    job = make_job(folder, "sgd", **keys)
+    devices = (Device(0, "n0", 0, device, "test", 1 << 32, 0, 1e12, 1e13, 1e-5),)
+    topology = Topology("test", devices, Link(1e11, 1e-5), Link(1e11, 1e-5))
+    problem = PlanningProblem(Workload(job.tables, TRAIN.batch_size, OptimizerKind(kind)), topology)
+    optimizer = dataclasses.replace(job.sparse_optimizer, kind=kind)
+    return dataclasses.replace(
+        job, sparse_optimizer=optimizer, plan=make_plan(problem, "size_greedy").plan, topology=topology
+    )
+
+
+def run_on(rank: int, world_size: int, device: str, jobs: list[TrainJob]) -> list[list[dict]]:
+    found = []
+    for job in jobs:
+        place = Place(rank, world_size, device=device)
+        train(place, job)
+        found.append(list(place.outbox))
+    return found
+
+
+@pytest.mark.parametrize("pipeline", ["base", "sparse_dist"])
+@pytest.mark.parametrize("kind", ["rowwise_adagrad", "sgd"])
+def test_a_gpu_learns_what_a_cpu_learns(tmp_path: Path, kind: str, pipeline: str) -> None:
+    on_cpu = one_device_job(tmp_path / "cpu", DeviceType.CPU, kind)
+    on_gpu = one_device_job(tmp_path / "gpu", DeviceType.CUDA, kind, pipeline=pipeline)
+    (cpu,) = run_ranks(run_on, 1, "cpu", [on_cpu])[0]
+    (gpu,) = run_ranks(run_on, 1, "cuda:0", [on_gpu], backend="cpu:gloo,cuda:nccl")[0]
+    assert window_losses(gpu) == pytest.approx(window_losses(cpu), rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["rowwise_adagrad", "adam", "sgd"])
+def test_a_resumed_run_on_a_gpu_equals_the_one_that_never_stopped(tmp_path: Path, kind: str) -> None:
+    whole = one_device_job(tmp_path / "whole", DeviceType.CUDA, kind)
+    half = one_device_job(tmp_path / "half", DeviceType.CUDA, kind, steps=10)
+    rest = one_device_job(tmp_path / "rest", DeviceType.CUDA, kind)
+    rest = dataclasses.replace(rest, resume=str(tmp_path / "half" / "step_00000010"))
+    straight, first, second = run_ranks(run_on, 1, "cuda:0", [whole, half, rest], backend="cpu:gloo,cuda:nccl")[0]
+    assert window_losses(first) + window_losses(second) == pytest.approx(window_losses(straight), rel=1e-4)
+
+
+def test_the_clock_measures_the_devices_work_not_its_launch() -> None:
+    clock, matrix = CudaClock(4), torch.randn(4096, 4096, device="cuda")
+    for repeats in (1, 50):
+        clock.start(STEP)
+        clock.start(LOOKUP)
+        for _ in range(repeats):
+            matrix @ matrix
+        clock.stop(LOOKUP)
+        clock.stop(STEP)
+        clock.next_step()
+    ms = clock.read()
+    assert ms.shape[0] == 2 and ms[1, LOOKUP] > 5 * ms[0, LOOKUP] and (ms[:, STEP] >= ms[:, LOOKUP]).all()
+    assert clock.read().shape[0] == 0
