@@ -163,7 +163,15 @@ class Trainer:
     def _open(self, split: str, num_epochs: int | None) -> BatchStream:
         job, place = self.job, self.place
         return open_stream(
-            job.data, job.schema, split, job.train.batch_size, place.rank, place.world_size, job.train.seed, num_epochs
+            job.data,
+            job.schema,
+            split,
+            job.train.batch_size,
+            place.rank,
+            place.world_size,
+            job.train.seed,
+            num_epochs,
+            is_pinned=self.device.type == "cuda",
         )
 
     def _restore(self, checkpoint: Path) -> None:

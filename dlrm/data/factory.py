@@ -35,6 +35,7 @@ def open_stream(
     world_size: int,
     seed: int,
     num_epochs: int | None = None,
+    is_pinned: bool = False,
 ) -> BatchStream:
     """One rank's batches; every rank gets the same number of them.
 
@@ -50,6 +51,7 @@ def open_stream(
         world_size: ranks.
         seed: of shuffling and of synthetic samples; the same on every rank.
         num_epochs: epochs after which the stream ends; None = endless.
+        is_pinned: put batches into page-locked memory, for a GPU.
 
     Raises:
         DataError: the configuration is wrong, the files are absent, or the schema is not that of the data.
@@ -57,7 +59,7 @@ def open_stream(
     check_config(config)
     share = RankShare(batch_size, rank, world_size)
     source = _open_source(config, schema, Split(split), share, seed)
-    return BatchStream(source, config.prefetch_batches, num_epochs)
+    return BatchStream(source, config.prefetch_batches, num_epochs, is_pinned)
 
 
 def _open_source(config: DataConfig, schema: DataSchema, split: Split, share: RankShare, seed: int) -> BatchSource:

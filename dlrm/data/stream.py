@@ -58,17 +58,21 @@ class BatchStream:
                 ...
     """
 
-    def __init__(self, source: BatchSource, prefetch_batches: int, num_epochs: int | None) -> None:
+    def __init__(
+        self, source: BatchSource, prefetch_batches: int, num_epochs: int | None, is_pinned: bool = False
+    ) -> None:
         """Prepare; the thread starts with the first batch that is taken.
 
         Args:
             source: makes the batches.
             prefetch_batches: batches that wait in the queue at most.
             num_epochs: epochs, counted from the very first, after which the stream ends; None = never.
+            is_pinned: the thread puts batches into page-locked memory, from where they copy to a GPU without blocking.
         """
         self._source = source
         self._prefetch_batches = prefetch_batches
         self._num_epochs = num_epochs
+        self._is_pinned = is_pinned
         self._epoch = 0
         self._batch = 0
         self._worker: _Prefetcher | None = None
@@ -81,7 +85,7 @@ class BatchStream:
         """The next batch; what went wrong in the thread is raised here."""
         if self._worker is None:
             start = (self._epoch, self._batch)
-            self._worker = _Prefetcher(self._source, start, self._num_epochs, self._prefetch_batches)
+            self._worker = _Prefetcher(self._source, start, self._num_epochs, self._prefetch_batches, self._is_pinned)
         item = self._worker.take()
         if item is None:
             raise StopIteration
@@ -130,8 +134,11 @@ _Item = tuple[int, int, "Batch"]
 class _Prefetcher:
     """A thread that fills a bounded queue with (epoch, batches taken with this one, batch)."""
 
-    def __init__(self, source: BatchSource, start: tuple[int, int], num_epochs: int | None, capacity: int) -> None:
+    def __init__(
+        self, source: BatchSource, start: tuple[int, int], num_epochs: int | None, capacity: int, is_pinned: bool
+    ) -> None:
         self._source = source
+        self._is_pinned = is_pinned
         self._start = start
         self._num_epochs = num_epochs
         self._queue: queue.Queue[_Item | BaseException | None] = queue.Queue(maxsize=capacity)
@@ -172,7 +179,7 @@ class _Prefetcher:
         epoch, first_batch = self._start
         while self._num_epochs is None or epoch < self._num_epochs:
             for number, batch in enumerate(self._source.read_epoch(epoch, first_batch), start=first_batch + 1):
-                yield epoch, number, batch
+                yield epoch, number, batch.pin_memory() if self._is_pinned else batch
             epoch, first_batch = epoch + 1, 0
 
     def _put(self, item: _Item | BaseException | None) -> bool:
