@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import Any
 
@@ -90,9 +90,9 @@ class Inventory:
         """The number of ranks."""
         return len(self.slots)
 
-    def node(self, node_id: str) -> NodeFacts:
-        """Gives the facts of one node; raises KeyError for an unknown one."""
-        return {node.node_id: node for node in self.nodes}[node_id]
+    def first(self, num_workers: int) -> Inventory:
+        """Gives the same nodes with at most the first `num_workers` ranks."""
+        return replace(self, slots=self.slots[:num_workers])
 
     def local_world_size(self, node_id: str) -> int:
         """Gives the number of ranks on one node."""

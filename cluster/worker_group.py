@@ -108,21 +108,22 @@ class WorkerGroup:
         self._runs = {actor.run.remote(name, args): rank for rank, actor in enumerate(self._actors)}
         return tuple(self._runs)
 
-    def poll(self, timeout_s: float = 1.0) -> tuple[Drained, ...]:
-        """Gives what the workers' outboxes held, in rank order, without disturbing training.
+    def poll(self, timeout_s: float = 1.0, ranks: Sequence[int] | None = None) -> tuple[Drained, ...]:
+        """Gives what the outboxes of `ranks` (None: of all) held, in that order, without disturbing training.
 
         A rank that does not answer in time, or is lost, gives an empty `Drained`; a late answer comes with a later
         call, so nothing is lost on the way. It never raises for a lost rank: `join` does.
         """
         import ray
 
-        for rank, actor in enumerate(self._actors):
+        asked = range(self.world_size) if ranks is None else ranks
+        for rank in asked:
             if rank not in self._polls:
-                self._polls[rank] = control(actor.poll).remote()
-        pending = list(self._polls.values())
+                self._polls[rank] = control(self._actors[rank].poll).remote()
+        pending = [self._polls[rank] for rank in asked]
         ready, _ = ray.wait(pending, num_returns=len(pending), timeout=timeout_s)
         answered = set(ready)
-        return tuple(self._take_poll(rank, answered) for rank in range(self.world_size))
+        return tuple(self._take_poll(rank, answered) for rank in asked)
 
     def post(self, command: Mapping[str, Any]) -> int:
         """Puts the command, with the next id added under `id`, into every inbox; returns that id without waiting.

@@ -14,6 +14,7 @@ from torchrec.optim.keyed import CombinedOptimizer
 
 from dlrm.checkpoint_folder import PREFIX, Progress, read_progress, write_description
 from dlrm.errors import CheckpointError
+from dlrm.exchange import first_rank_where
 from planner.plan import ShardingPlan
 
 
@@ -24,16 +25,26 @@ def save_checkpoint(
     plan: ShardingPlan,
     progress: Progress,
 ) -> Path:
-    """Write a checkpoint below `folder`; all ranks together. Returns its path."""
+    """Write a checkpoint below `folder`; all ranks together. Returns its path; raises CheckpointError on every rank."""
     final = folder / f"{PREFIX}{progress.step:08d}"
     beside = folder / f".{final.name}.part"
     with _told(f"{final} cannot be written"):
         dcp.save(_state(model, optimizer), checkpoint_id=beside)
-    if dist.get_rank() == 0:
+    fault = _commit(beside, final, plan, progress) if dist.get_rank() == 0 else None
+    device = next(model.parameters()).device
+    if first_rank_where(fault is not None, dist.get_rank(), dist.get_world_size(), device) is not None:
+        raise CheckpointError(f"{final} cannot be written: {fault or 'rank 0 could not finish it'}")
+    return final
+
+
+def _commit(beside: Path, final: Path, plan: ShardingPlan, progress: Progress) -> OSError | None:
+    """Describe the checkpoint and give it its name; what goes wrong is returned, since all ranks must hear of it."""
+    try:
         write_description(beside, plan, progress)
         os.replace(beside, final)
-    dist.barrier()
-    return final
+    except OSError as error:
+        return error
+    return None
 
 
 def load_checkpoint(checkpoint: Path, model: DistributedModelParallel, optimizer: CombinedOptimizer) -> Progress:

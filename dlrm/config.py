@@ -14,9 +14,11 @@ class ModelConfig:
         "dlrm: dot-product interaction | dlrm_dcn: DLRM-DCN-v2, low-rank cross net",
         choices=("dlrm", "dlrm_dcn"),
     )
-    embedding_dim: int = option(64, "columns of every table that does not declare its own; a multiple of 4", at_least=4)
-    dense_arch: list[int] = option([256, 128], "hidden layer sizes of the bottom MLP; embedding_dim is appended")
-    over_arch: list[int] = option([256, 128], "hidden layer sizes of the top MLP; the one logit is appended")
+    embedding_dim: int = option(64, "columns of every table that does not declare its own", at_least=4, multiple_of=4)
+    dense_arch: list[int] = option([256, 128], "hidden layers of the bottom MLP; embedding_dim is appended", at_least=1)
+    over_arch: list[int] = option(
+        [256, 128], "hidden layers of the top MLP; the one logit is appended", at_least=1, min_items=1
+    )
     dcn_num_layers: int = option(3, "cross layers (dlrm_dcn)", at_least=1)
     dcn_low_rank_dim: int = option(64, "rank of a cross layer's weight (dlrm_dcn)", at_least=1)
 

@@ -33,21 +33,21 @@ class DataError(DlrmError):
     """
 
 
-class NonFiniteLossError(DlrmError):
-    """The loss of a step is NaN or infinite; reason `non_finite_loss`."""
+class DivergedError(DlrmError):
+    """Numbers that are no longer finite; reason `diverged`."""
 
-    def __init__(self, step: int, rank: int) -> None:
-        """Name the first such step (counted from 1) and the rank whose batch it was."""
+    def __init__(self, what: str, step: int, rank: int) -> None:
+        """Name what is not finite, the first such step (counted from 1), and the rank that saw it."""
         message = (
-            f"the loss is not a number at step {step} on rank {rank}: training has diverged; lower "
+            f"the {what} is not a number at step {step} on rank {rank}: training has diverged; lower "
             "optimizer.sparse.learning_rate or optimizer.dense.learning_rate, or look for infinite values in the data"
         )
-        super().__init__(message, "non_finite_loss")
-        self.step, self.rank = step, rank
+        super().__init__(message, "diverged")
+        self.what, self.step, self.rank = what, step, rank
 
-    def __reduce__(self) -> tuple[type["NonFiniteLossError"], tuple[int, int]]:
-        """Pickle by step and rank."""
-        return type(self), (self.step, self.rank)
+    def __reduce__(self) -> tuple[type["DivergedError"], tuple[str, int, int]]:
+        """Pickle by the arguments."""
+        return type(self), (self.what, self.step, self.rank)
 
 
 class CheckpointError(DlrmError):

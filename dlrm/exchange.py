@@ -1,4 +1,4 @@
-"""The one small collective of a window: timings of all ranks, metrics, and agreement on a command."""
+"""The one collective of a window: timings of all ranks, metrics, and agreement on a command."""
 
 from dataclasses import dataclass
 
@@ -6,11 +6,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from dlrm.metrics import BinaryMetrics
+from dlrm.metrics import NUM_STATES
 from dlrm.timing import STEP_COLUMNS
 
-# What every rank tells the others once a window, beside its mean timings.
-OWN_COLUMNS = ("command_id", "bad_step", "peak_bytes", *STEP_COLUMNS)
+# What every rank tells the others once a window, and of that what records show.
+SHARED_COLUMNS = ("peak_bytes", *STEP_COLUMNS)
+OWN_COLUMNS = ("command_id", "bad_step", *SHARED_COLUMNS)
 COMMAND_ID, BAD_STEP, PEAK_BYTES = range(3)
 TIMINGS = slice(3, None)
 
@@ -21,6 +22,11 @@ class Window:
 
     own: np.ndarray
     metrics: torch.Tensor
+
+    @property
+    def shared(self) -> np.ndarray:
+        """`[W, len(SHARED_COLUMNS)]`: what records show of every rank."""
+        return self.own[:, PEAK_BYTES:]
 
     @property
     def agreed_command(self) -> int:
@@ -40,24 +46,39 @@ class Window:
 
 
 class WindowExchange:
-    """A preallocated buffer in which every rank fills its own row; one all-reduce (a sum) completes it."""
+    """A buffer in which every rank fills its own row; one all-reduce (a sum) completes it.
+
+    It holds W rows and one state of metrics, 64 KiB and a few bytes a rank.
+    """
 
     def __init__(self, rank: int, world_size: int, device: torch.device) -> None:
         self._rank = rank
         self._shape = (world_size, len(OWN_COLUMNS))
         self._size = world_size * len(OWN_COLUMNS)
-        self._device = device
-        self._buffer: torch.Tensor | None = None
+        self._buffer = torch.zeros(self._size + NUM_STATES, dtype=torch.float64, device=device)
 
-    def share(self, own: np.ndarray, metrics: BinaryMetrics) -> Window:
+    def share(self, own: np.ndarray, metrics: torch.Tensor) -> Window:
         """Give every rank all rows and the summed metrics. Collective: all ranks call it at the same step."""
-        if self._buffer is None:
-            self._buffer = torch.zeros(self._size + metrics.state.numel(), dtype=torch.float64, device=self._device)
-        buffer = self._buffer
-        rows = buffer[: self._size].view(self._shape)
+        rows = self._buffer[: self._size].view(self._shape)
         rows.zero_()
         rows[self._rank] = torch.from_numpy(own)
-        buffer[self._size :] = metrics.state
-        dist.all_reduce(buffer)
-        result = buffer.cpu()
+        self._buffer[self._size :] = metrics
+        dist.all_reduce(self._buffer)
+        result = self._buffer.cpu()
         return Window(result[: self._size].view(self._shape).numpy().copy(), result[self._size :].clone())
+
+
+def agree(value: int, device: torch.device) -> int:
+    """`value` where every rank holds the same, else 0. Collective."""
+    ends = torch.tensor([value, -value], device=device)
+    dist.all_reduce(ends, dist.ReduceOp.MAX)
+    most, least = ends[0].item(), -ends[1].item()
+    return int(most) if most == least else 0
+
+
+def first_rank_where(is_so: bool, rank: int, world_size: int, device: torch.device) -> int | None:
+    """The lowest rank on which something is so, or None. Collective."""
+    lowest = torch.tensor(rank if is_so else world_size, device=device)
+    dist.all_reduce(lowest, dist.ReduceOp.MIN)
+    found = int(lowest.item())
+    return found if found < world_size else None

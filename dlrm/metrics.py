@@ -9,6 +9,7 @@ import torch
 NUM_BINS = 4096
 # Layout of the flat state: loss sum, samples, positives, sum of predictions, then two histograms.
 NUM_SUMS = 4
+NUM_STATES = NUM_SUMS + 2 * NUM_BINS
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,11 @@ class BinaryMetrics:
     """Accumulates one flat float64 tensor, so that one all-reduce (a sum) merges all ranks."""
 
     def __init__(self, device: torch.device) -> None:
-        self.state = torch.zeros(NUM_SUMS + 2 * NUM_BINS, dtype=torch.float64, device=device)
+        self.state = torch.zeros(NUM_STATES, dtype=torch.float64, device=device)
 
     @torch.no_grad()
     def update(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
-        """Add one batch: `logits` and `labels` are `[B]`, labels 0 or 1."""
+        """Add samples: `logits` and `labels` are `[N]`, labels 0 or 1."""
         logits, labels = logits.double(), labels.double()
         predictions = torch.sigmoid(logits)
         self.state[0] += torch.nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="sum")

@@ -7,7 +7,8 @@ from typing import Any
 def option(default: Any, text: str, **limits: Any) -> Any:
     """A config field with its one-line explanation, from which `configs/README.md` is generated.
 
-    `choices=(...)` and `at_least=x` are checked when a configuration is loaded.
+    `choices=(...)`, `at_least=x` and `multiple_of=n` are checked when a configuration is loaded; for a list they hold
+    for each of its elements, and `min_items=n` for itself.
     """
     metadata = {"help": text, **limits}
     if isinstance(default, (list, dict)):

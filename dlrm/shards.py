@@ -10,7 +10,7 @@ from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 
 from planner.tables import TableSpec
-from planner.torchrec_bridge import MODULE_PREFIX
+from planner.torchrec_bridge import table_name
 
 # Rows that are drawn from one seed. Any rectangle can be filled by drawing just the blocks it touches.
 BLOCK_ROWS = 16384
@@ -35,13 +35,20 @@ def local_shards(model: nn.Module) -> Iterator[LocalShard]:
     """The rectangles on this rank, tables in the order of the module's state."""
     for collection in sharded_collections(model):
         for key, value in collection.state_dict().items():
-            table = key.split(".")[-2].removeprefix(MODULE_PREFIX)
+            table = table_name(key.split(".")[-2])
             if isinstance(value, ShardedTensor):
                 for shard in value.local_shards():
                     rows, cols = shard.metadata.shard_offsets
                     yield LocalShard(table, rows, cols, shard.tensor)
             else:
                 yield LocalShard(table, 0, 0, value)
+
+
+def local_tensors(model: nn.Module) -> Iterator[torch.Tensor]:
+    """Everything this rank trains: its rectangles, then its replica of the dense parameters."""
+    for shard in local_shards(model):
+        yield shard.weight
+    yield from (parameter for name, parameter in model.named_parameters() if ".embedding_bags." not in name)
 
 
 def draw_block(seed: int, table: TableSpec, block: int) -> torch.Tensor:

@@ -38,13 +38,15 @@ def count_dense_parameters(config: ModelConfig, tables: tuple[TableSpec, ...], n
     return projections + bottom + interaction + _count_mlp([over_in, *config.over_arch, 1])
 
 
-def estimate_dense_flops(num_parameters: int, num_features: int, embedding_dim: int) -> float:
+def estimate_dense_flops(config: ModelConfig, tables: tuple[TableSpec, ...], num_dense: int) -> float:
     """Forward floating-point operations a sample outside the tables: two for each multiply-add.
 
-    Every dense weight is used once a sample; the dot interaction adds (F + 1)^2 D products.
+    Every dense weight is used once a sample; the dot interaction of F features adds (F + 1)^2 D products.
     Source: Naumov et al. 2019 (arXiv 1906.00091), section 2.
     """
-    return 2.0 * (num_parameters + (num_features + 1) ** 2 * embedding_dim)
+    num_vectors = 1 + sum(len(table.feature_names) for table in tables)
+    interaction = num_vectors**2 * config.embedding_dim if config.arch == "dlrm" else 0
+    return 2.0 * (count_dense_parameters(config, tables, num_dense) + interaction)
 
 
 def _count_mlp(sizes: list[int]) -> int:

@@ -1,32 +1,34 @@
 """One rank's whole job: build, shard, then step after step until the data, the user or an error ends it."""
 
-import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torchrec.distributed.train_pipeline import TrainPipelineBase, TrainPipelineSparseDist
 
 from dlrm.checkpoint import load_checkpoint, save_checkpoint
-from dlrm.checkpoint_folder import Progress
+from dlrm.checkpoint_folder import Progress, describe_settings
 from dlrm.data.batches import Batch
 from dlrm.data.factory import open_stream
 from dlrm.data.stream import BatchStream
-from dlrm.errors import NonFiniteLossError
-from dlrm.exchange import BAD_STEP, COMMAND_ID, OWN_COLUMNS, PEAK_BYTES, TIMINGS, Window, WindowExchange
+from dlrm.errors import DivergedError
+from dlrm.exchange import Window, WindowExchange, agree, first_rank_where
 from dlrm.job import TrainJob, resolve_pipeline
-from dlrm.memory import peak_bytes
 from dlrm.metrics import BinaryMetrics, MetricValues, compute_metrics
 from dlrm.model import build_dlrm
 from dlrm.optimizers import combine_optimizers
+from dlrm.records import evaluation_record, warning_record, window_record
 from dlrm.sharded import shard_model
+from dlrm.shards import local_tensors
 from dlrm.timing import DATA_WAIT, STEP, make_clock, time_lookups
+from dlrm.window import WindowLog
 
+START = {"epoch": 0, "batch": 0}
 PIPELINES = {"sparse_dist": TrainPipelineSparseDist, "base": TrainPipelineBase}
 
 
@@ -57,15 +59,19 @@ class Place(Protocol):
 def train(place: Place, /, job: TrainJob) -> dict[str, Any]:
     """Train to the end of the job on one rank; every rank calls it with the same job.
 
-    Returns `{"result": "done" | "stopped", "step", "metrics" (held-out)}`. Raises NonFiniteLossError with the
-    step and rank of the first loss that is not a number.
+    The checkpoint comes before the last evaluation, so that nothing that goes wrong there costs the training.
+    Returns `{"result": "done" | "stopped", "step", "checkpoint" (path or None), "metrics" (held-out, or None)}`.
+    Raises DivergedError with the step and rank of the first loss that is not a number.
     """
     trainer = Trainer(place, job)
     try:
         while trainer.wants_more:
             trainer.run_leg()
+            if not trainer.wants_more:
+                trainer.save()
             if trainer.is_evaluation_due:
                 trainer.evaluate()
+        trainer.save()
         return trainer.conclude()
     finally:
         trainer.close()
@@ -77,22 +83,15 @@ class Trainer:
     def __init__(self, place: Place, job: TrainJob) -> None:
         self.place, self.job = place, job
         self.device = torch.device(place.device)
-        model = build_dlrm(job.model, job.tables, job.schema.num_dense, job.train.seed)
-        self.model = shard_model(
-            model, job.tables, job.plan, job.topology, job.sparse_optimizer, self.device, job.train.seed
-        )
-        self.optimizer = combine_optimizers(self.model, job.sparse_optimizer, job.dense_optimizer)
-        self.clock = make_clock(self.device, job.train.window_steps)
-        time_lookups(self.model, self.clock)
-        kind = resolve_pipeline(job.train.pipeline, self.device.type)
-        self.pipeline = PIPELINES[kind](self.model, self.optimizer, self.device)
-        self.stream = self._open("train", num_epochs=None if job.train.steps else job.train.epochs)
-        self.metrics = BinaryMetrics(self.device)
-        self.exchange = WindowExchange(place.rank, place.world_size, self.device)
-        self.losses = torch.zeros(job.train.window_steps, dtype=torch.float32, device=self.device)
-        self.step = self.in_window = self.done_command = self.told_bad_rows = 0
+        self.train_stream = self._open("train", num_epochs=None if job.train.steps else job.train.epochs)
+        self.eval_stream = self._open("eval", num_epochs=1)
+        self._build()
+        exchange = WindowExchange(place.rank, place.world_size, self.device)
+        self.log = WindowLog(job.train.window_steps, job.train.batch_size, self.device, exchange)
+        self.step = self.done_command = self.told_bad_rows = 0
+        self.saved_step = self.evaluated_step = -1
+        self.checkpoint: Path | None = None
         self.held_out: MetricValues | None = None
-        self.evaluated_step = -1
         self.is_exhausted = self.is_stopping = False
         if job.resume is not None:
             self._restore(Path(job.resume))
@@ -121,44 +120,81 @@ class Trainer:
             except StopIteration:
                 break
             self.clock.stop(STEP)
-            self._account(loss, logits, labels)
-        if self.in_window:
+            self.clock.next_step()
+            self.step += 1
+            self.log.add(loss, logits, labels)
+            if self.log.is_full:
+                self._close_window()
+        if not self.log.is_empty:
             self._close_window()
 
     def evaluate(self) -> None:
-        """Score the held-out batches with the tables as they are placed; all ranks together."""
+        """Score the held-out batches with the tables as they are placed; a stop request ends it without a score."""
         if isinstance(self.pipeline, TrainPipelineSparseDist):
             self.pipeline.detach()
         self.model.eval()
         metrics = BinaryMetrics(self.device)
-        with torch.no_grad(), self._open("eval", num_epochs=1) as batches:
-            for batch in _take(batches, self.job.train.eval_batches):
+        self.eval_stream.seek(START)
+        batches = islice(self.eval_stream, self.job.train.eval_batches)
+        with torch.no_grad():
+            for number, batch in enumerate(batches, start=1):
                 _, (_, logits, labels) = self.model(batch.to(self.device))
                 metrics.update(logits, labels)
+                if number % self.job.train.window_steps == 0:
+                    self._heed(agree(self._newest_command(), self.device))
+                    if self.is_stopping:
+                        return
         dist.all_reduce(metrics.state)
         self.held_out = compute_metrics(metrics.state.cpu())
         self.evaluated_step = self.step
-        self._say({"kind": "evaluation", "step": self.step, **asdict(self.held_out)})
+        self._say(evaluation_record(self.held_out, self.step))
         self.window_began = time.perf_counter()
 
+    def save(self) -> None:
+        """Write a checkpoint of this step, once; raises DivergedError rather than keep weights that are no numbers."""
+        if not self.job.train.checkpoint or self.saved_step == self.step:
+            return
+        is_bad = not all(torch.isfinite(tensor).all() for tensor in local_tensors(self.model))
+        bad_rank = first_rank_where(is_bad, self.place.rank, self.place.world_size, self.device)
+        if bad_rank is not None:
+            raise DivergedError("model", self.step, bad_rank)
+        job = self.job
+        settings = describe_settings(
+            job.model, job.data, job.sparse_optimizer, job.dense_optimizer, job.train, self.place.world_size
+        )
+        progress = Progress(self.step, self.train_stream.position(), settings)
+        folder = Path(self.job.checkpoint_folder)
+        self.checkpoint = save_checkpoint(folder, self.model, self.optimizer, self.job.plan, progress)
+        self.saved_step = self.step
+
     def conclude(self) -> dict[str, Any]:
-        """Save a checkpoint, all ranks together, and say what the job came to."""
-        saved = None
-        if self.job.train.checkpoint:
-            progress = Progress(self.step, self.stream.position())
-            saved = save_checkpoint(
-                Path(self.job.checkpoint_folder), self.model, self.optimizer, self.job.plan, progress
-            )
+        """What the job came to."""
+        if dropped := self.train_stream.report().num_dropped_rows:
+            message = f"{dropped} rows at the end of each pass are not trained: they fill no batch on every rank"
+            self._say(warning_record(message, self.step))
         return {
             "result": "stopped" if self.is_stopping else "done",
             "step": self.step,
-            "checkpoint": str(saved) if saved else None,
+            "checkpoint": str(self.checkpoint) if self.checkpoint else None,
             "metrics": asdict(self.held_out) if self.held_out else None,
         }
 
     def close(self) -> None:
-        """Stop the data thread."""
-        self.stream.close()
+        """Stop the data threads."""
+        self.train_stream.close()
+        self.eval_stream.close()
+
+    def _build(self) -> None:
+        job = self.job
+        model = build_dlrm(job.model, job.tables, job.schema.num_dense, job.train.seed)
+        self.model = shard_model(
+            model, job.tables, job.plan, job.topology, job.sparse_optimizer, self.device, job.train.seed
+        )
+        self.optimizer = combine_optimizers(self.model, job.sparse_optimizer, job.dense_optimizer)
+        self.clock = make_clock(self.device, job.train.window_steps)
+        time_lookups(self.model, self.clock)
+        kind = resolve_pipeline(job.train.pipeline, self.device.type)
+        self.pipeline = PIPELINES[kind](self.model, self.optimizer, self.device)
 
     def _open(self, split: str, num_epochs: int | None) -> BatchStream:
         job, place = self.job, self.place
@@ -176,8 +212,9 @@ class Trainer:
 
     def _restore(self, checkpoint: Path) -> None:
         progress = load_checkpoint(checkpoint, self.model, self.optimizer)
-        self.step = progress.step
-        self.stream.seek(progress.position)
+        self.step = self.saved_step = progress.step
+        self.checkpoint = checkpoint
+        self.train_stream.seek(progress.position)
 
     def _leg_steps(self) -> int | None:
         train = self.job.train
@@ -191,7 +228,7 @@ class Trainer:
         given = 0
         while not self.is_stopping and (limit is None or given < limit):
             self.clock.start(DATA_WAIT)
-            batch = next(self.stream, None)
+            batch = next(self.train_stream, None)
             self.clock.stop(DATA_WAIT)
             if batch is None:
                 self.is_exhausted = True
@@ -199,74 +236,46 @@ class Trainer:
             given += 1
             yield batch
 
-    def _account(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
-        self.losses[self.in_window] = loss
-        self.metrics.update(logits, labels)
-        self.clock.next_step()
-        self.step += 1
-        self.in_window += 1
-        if self.in_window == self.job.train.window_steps:
-            self._close_window()
-
     def _close_window(self) -> None:
-        """Exchange what happened, report it, and act on what all ranks agreed upon."""
-        window = self.exchange.share(self._own_row(), self.metrics)
-        self._report(window)
-        self._report_bad_rows()
-        self.in_window = 0
-        self.metrics.reset()
+        """Exchange what happened, tell it, and act on what all ranks agreed upon."""
+        window = self.log.close(self.clock, self._newest_command(), self.step)
         if window.first_bad_step is not None:
-            raise NonFiniteLossError(*window.first_bad_step)
-        if window.agreed_command > self.done_command:
-            self.done_command = window.agreed_command
+            raise DivergedError("loss", *window.first_bad_step)
+        self._tell(window)
+        self._heed(window.agreed_command)
+
+    def _newest_command(self) -> int:
+        command = self.place.inbox.latest()
+        return command["id"] if command else 0
+
+    def _heed(self, agreed_command: int) -> None:
+        """Do what a command says that all ranks hold: the one there is stops the run."""
+        if agreed_command > self.done_command:
+            self.done_command = agreed_command
             self.is_stopping = True
 
-    def _own_row(self) -> np.ndarray:
-        own = np.zeros(len(OWN_COLUMNS))
-        command = self.place.inbox.latest()
-        own[COMMAND_ID] = command["id"] if command else 0
-        bad = torch.nonzero(~torch.isfinite(self.losses[: self.in_window]))
-        if bad.numel():
-            own[BAD_STEP] = self.step - self.in_window + int(bad[0]) + 1
-        own[PEAK_BYTES] = peak_bytes(self.device)
-        own[TIMINGS] = self.clock.read().mean(axis=0)
-        return own
-
-    def _report(self, window: Window) -> None:
+    def _tell(self, window: Window) -> None:
+        """Make the window's record and say what was found in the data since; rank 0 speaks for all."""
         now = time.perf_counter()
-        samples = self.in_window * self.job.train.batch_size * self.place.world_size
-        record = {
-            "kind": "window",
-            "step": self.step,
-            "epoch": self.stream.position()["epoch"],
-            **asdict(compute_metrics(window.metrics)),
-            "qps": samples / (now - self.window_began),
-            "columns": list(OWN_COLUMNS[2:]),
-            "ranks": window.own[:, 2:].tolist(),
-        }
-        self.window_began = now
-        self._say(record)
-
-    def _report_bad_rows(self) -> None:
-        """Say once, and again whenever their number has doubled, that rows are left out, and which came first."""
-        found = self.stream.report()
+        seconds, self.window_began = now - self.window_began, now
+        if self.place.rank != 0:
+            return
+        epoch = self.train_stream.position()["epoch"]
+        self._say(window_record(window, self.step, epoch, self._total_steps(), seconds))
+        found = self.train_stream.report()
+        # Said once, and again whenever the number has doubled.
         if found.num_bad_rows >= max(1, 2 * self.told_bad_rows):
             self.told_bad_rows = found.num_bad_rows
             message = f"{found.num_bad_rows} bad rows left out so far, the first: {found.bad_rows[0]}"
-            self._say({"kind": "warning", "step": self.step, "message": message})
+            self._say(warning_record(message, self.step))
+
+    def _total_steps(self) -> int | None:
+        """Steps of the whole job; unknown in the first pass over files."""
+        train, num_batches = self.job.train, self.train_stream.num_batches
+        if train.steps is not None:
+            return train.steps
+        return None if num_batches is None else num_batches * train.epochs
 
     def _say(self, record: dict[str, Any]) -> None:
-        """Rank 0 speaks for all: after an exchange every rank knows the same."""
         if self.place.rank == 0:
-            self.place.outbox.put({k: None if _is_nan(v) else v for k, v in record.items()})
-
-
-def _is_nan(value: object) -> bool:
-    return isinstance(value, float) and math.isnan(value)
-
-
-def _take(batches: Iterator[Batch], limit: int | None) -> Iterator[Batch]:
-    for taken, batch in enumerate(batches):
-        if limit is not None and taken >= limit:
-            return
-        yield batch
+            self.place.outbox.put(record)

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 import textwrap
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from launcher.exit_codes import ExitCode
 
 DESCRIPTION = "Trains DLRMs on a Ray cluster and decides where every embedding table lives."
 EPILOG = "Exit codes: 0 ok, 2 usage or config, 3 no feasible plan or not enough resources, 4 training failed, \
-5 unfit environment, 75 stopped on request."
+5 unfit environment, 75 stopped on request (with a checkpoint once training has begun)."
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -57,16 +58,17 @@ def report_faults(command: Callable[[argparse.Namespace], ExitCode], options: ar
     """Run a command; a fault that a user can mend becomes its message and its exit code, without a traceback."""
     try:
         return command(options)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return ExitCode.STOPPED
-    except Exception as error:
+    except BrokenPipeError:
+        # Whoever read our output (`| head`) has enough of it; nothing may be flushed into the pipe any more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.OK
+    except (Exception, KeyboardInterrupt) as error:
         from launcher.faults import exit_code_of
 
         code = exit_code_of(error)
         if code is None:
             raise
-        print(fold(f"shardwright: {error}"), file=sys.stderr)
+        print(fold(f"shardwright: {str(error) or 'interrupted'}"), file=sys.stderr)
         return code
 
 
@@ -103,7 +105,7 @@ def plan(options: argparse.Namespace) -> ExitCode:
     if options.json:
         _print_json(prepared.planned.to_dict())
     else:
-        _terminal().show_plan(prepared.planned, prepared.task, prepared.topology)
+        _terminal().show_plan(prepared)
     return ExitCode.OK
 
 
@@ -168,4 +170,4 @@ def _show_report(path: Path, as_json: bool) -> None:
 
 
 def _print_json(value: Any) -> None:
-    print(json.dumps(value))
+    print(json.dumps(value), flush=True)

@@ -10,7 +10,7 @@ from launcher.preparation import describe_task, find_devices, resolve_paths
 from launcher.schema import RunConfig
 from launcher.views.tables import human_bytes, make_table
 from planner.errors import PlanningError
-from planner.search.registry import STRATEGIES, PlanResult, make_plan
+from planner.search.registry import STRATEGIES, PlanResult, find_plan
 from planner.topology import load_topology
 
 COLUMNS = ("strategy", "step ms", "max rank ms", "imbalance", "gap", "most memory", "plan s")
@@ -28,12 +28,12 @@ class Outcome:
 def compare_strategies(config: RunConfig, topology_path: Path | None) -> list[Outcome]:
     """Plan with every strategy, the best estimated step first and failures last."""
     task = describe_task(resolve_paths(config))
-    topology = load_topology(topology_path) if topology_path else find_devices(config)[1]
+    topology = load_topology(topology_path) if topology_path else find_devices(config)[1].topology
     problem = task.problem(topology)
     outcomes = []
     for name in STRATEGIES:
         try:
-            outcomes.append(Outcome(name, make_plan(problem, name), None))
+            outcomes.append(Outcome(name, find_plan(problem, name), None))
         except PlanningError as error:
             outcomes.append(Outcome(name, None, str(error).splitlines()[0]))
     return sorted(outcomes, key=lambda o: o.planned.cost.step_ms if o.planned else float("inf"))

@@ -10,7 +10,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from dlrm.data.check import config_problems
 from launcher.schema import RunConfig
+from planner.search.registry import STRATEGIES
+
+# No key means a number beyond this one; NaN and infinity are beyond it too.
+MOST_NUMBER = 2**62
 
 
 class ConfigError(Exception):
@@ -36,11 +41,13 @@ def load_config(path: Path | None, overrides: list[str]) -> RunConfig:
     for override in overrides:
         for key, value in _walk(_parse(override, faults), RunConfig, "", "command line", faults):
             _assign(config, key, value, "command line", faults)
-    faults += check_limits(config, RunConfig)
-    if faults:
-        raise ConfigError(faults)
     loaded = OmegaConf.to_object(config)
     assert isinstance(loaded, RunConfig)
+    faults += check_limits(loaded)
+    # What values mean together is judged once each of them is one that can be.
+    faults += [] if faults else _meaning_faults(loaded)
+    if faults:
+        raise ConfigError(faults)
     return loaded
 
 
@@ -58,20 +65,44 @@ def list_keys(schema: type, prefix: str = "") -> Iterator[tuple[str, dataclasses
             yield prefix + field.name, field
 
 
-def check_limits(config: DictConfig, schema: type) -> list[str]:
-    """Faults of values against the `choices` and `at_least` that their fields declare."""
-    faults = []
-    for key, field in list_keys(schema):
-        value = OmegaConf.select(config, key)
-        if value is None:
+def check_limits(section: Any, prefix: str = "") -> Iterator[str]:
+    """Faults of the values of a dataclass, and of those inside it, against the limits that their fields declare."""
+    for field in dataclasses.fields(section):
+        key, value = prefix + field.name, getattr(section, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from check_limits(value, f"{key}.")
             continue
-        choices, least = field.metadata.get("choices"), field.metadata.get("at_least")
-        if choices and value not in choices:
-            hint = _did_you_mean(str(value), choices)
-            faults.append(f"{key}: {value!r} is not one of {', '.join(choices)}{hint}")
-        if least is not None and value < least:
-            faults.append(f"{key}: {value} is below the least value, {least}")
-    return faults
+        if isinstance(value, list) and len(value) < field.metadata.get("min_items", 0):
+            yield f"{key}: the list needs {field.metadata['min_items']} element or more"
+        for index, element in enumerate(value if isinstance(value, list) else [value]):
+            place = f"{key}[{index}]" if isinstance(value, list) else key
+            if dataclasses.is_dataclass(element):
+                yield from check_limits(element, f"{place}.")
+            elif element is not None:
+                yield from _limit_faults(place, element, field.metadata)
+
+
+def _limit_faults(key: str, value: Any, metadata: Mapping[str, Any]) -> Iterator[str]:
+    if isinstance(value, (int, float)) and not abs(value) < MOST_NUMBER:
+        yield f"{key}: {value} is not a number that can be used"
+        return
+    choices, least, factor = (metadata.get(name) for name in ("choices", "at_least", "multiple_of"))
+    if choices and value not in choices:
+        yield f"{key}: {value!r} is not one of {', '.join(choices)}{_did_you_mean(str(value), choices)}"
+    if least is not None and value < least:
+        yield f"{key}: {value} is below the least value, {least}"
+    if factor is not None and value % factor:
+        yield f"{key}: {value} is not a multiple of {factor}"
+
+
+def _meaning_faults(config: RunConfig) -> Iterator[str]:
+    """Faults that no single field's limits can tell."""
+    if config.run.name is not None and Path(config.run.name).name != config.run.name:
+        yield f"run.name: {config.run.name!r} is not the name of a folder; run.dir says where runs are"
+    if config.planner.strategy not in STRATEGIES:
+        hint = _did_you_mean(config.planner.strategy, tuple(STRATEGIES)) or f"; known: {', '.join(STRATEGIES)}"
+        yield f"planner.strategy: there is no strategy {config.planner.strategy!r}{hint}"
+    yield from config_problems(config.data)
 
 
 def _read(path: Path) -> Any:
@@ -81,7 +112,7 @@ def _read(path: Path) -> Any:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
         hint = f"; did you mean {path.parent / near[0]}?" if near else ""
         raise ConfigError([f"there is no file {path}{hint}"]) from None
-    except (YAMLError, OmegaConfBaseException, OSError) as error:
+    except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
         raise ConfigError([f"{path} cannot be read as YAML: " + " ".join(str(error).split())]) from None
 
 
@@ -98,6 +129,8 @@ def _parse(override: str, faults: list[str]) -> Any:
 
 def _walk(layer: Any, schema: type, prefix: str, source: str, faults: list[str]) -> Iterator[tuple[str, Any]]:
     """(dotted key, value) of every known leaf of `layer`; unknown keys become faults."""
+    if layer is None:
+        return
     if not isinstance(layer, Mapping):
         faults.append(f"{source}: {prefix.rstrip('.') or 'the file'} should hold keys, found {layer!r}")
         return
@@ -116,8 +149,8 @@ def _assign(config: DictConfig, key: str, value: Any, source: str, faults: list[
         OmegaConf.update(config, key, value, merge=True)
     except OmegaConfBaseException as error:
         text = str(error).splitlines()[0]
-        where = error.full_key if getattr(error, "full_key", None) else key
-        faults.append(f"{source}: {where}: {text}")
+        inside = getattr(error, "full_key", None) or key
+        faults.append(f"{source}: {inside if inside.startswith(key) else f'{key}: {inside}'}: {text}")
 
 
 def _suggest(name: str, prefix: str, siblings: list[str]) -> str:

@@ -1,14 +1,16 @@
 """The job's driver: plan, launch, watch, conclude. It owns every decision; workers only train."""
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 from cluster.session import open_session
 from cluster.worker_group import GroupOptions, WorkerGroup
+from dlrm.records import warning_record
 from dlrm.trainer import train
 from launcher.config import render_config
 from launcher.exit_codes import ExitCode, result_word
+from launcher.faults import exit_code_of
 from launcher.preparation import Prepared, prepare
 from launcher.run_dir import RunDir
 from launcher.schema import RunConfig
@@ -17,27 +19,39 @@ from launcher.views.observer import Observer, open_observers
 from launcher.views.terminal import Terminal
 
 POLL_S = 1.0
+# The last records are waited for longer: no later poll would bring them.
+LAST_POLL_S = 20.0
 
 
 def run_training(config: RunConfig, config_path: Path | None, terminal: Terminal) -> tuple[ExitCode, RunDir]:
     """Run the whole job and leave its records in the run folder.
 
-    Raises what `prepare` raises, and WorkerFailure when a rank failed.
+    Raises what `prepare` raises, WorkerFailure when a rank failed, StopRequested when the user stopped it before
+    any worker trained.
     """
     with ExitStack() as stack:
-        stack.enter_context(open_session(config.cluster.address))
         stop = stack.enter_context(StopSignals())
+        stack.enter_context(open_session(config.cluster.address))
         prepared = prepare(config, topology_path=None)
         run = start_run(config, config_path, prepared)
-        terminal.show_plan(prepared.planned, prepared.task, prepared.topology)
+        terminal.show_plan(prepared)
         terminal.show_run(run.path)
-        try:
+        with status_of_failure(run):
             code, step = launch_and_watch(prepared, run, stop, terminal)
-        except BaseException as error:
-            run.write_status("failed", int(ExitCode.TRAINING_FAILED), message=str(error))
-            raise
         run.write_status(result_word(code), int(code), step=step)
     return code, run
+
+
+@contextmanager
+def status_of_failure(run: RunDir) -> Iterator[None]:
+    """Leave in status.json the very exit code with which the command is about to end."""
+    try:
+        yield
+    except BaseException as error:
+        code = exit_code_of(error) or ExitCode.TRAINING_FAILED
+        step = max((record["step"] for record in run.records()), default=0)
+        run.write_status(result_word(code), int(code), message=str(error), step=step)
+        raise
 
 
 def start_run(config: RunConfig, config_path: Path | None, prepared: Prepared) -> RunDir:
@@ -52,19 +66,19 @@ def start_run(config: RunConfig, config_path: Path | None, prepared: Prepared) -
 
 def launch_and_watch(prepared: Prepared, run: RunDir, stop: StopSignals, terminal: Terminal) -> tuple[ExitCode, int]:
     """Train under the plan to the end; returns how it ended and at which step."""
-    config = prepared.task.config
-    options = GroupOptions(
-        start_timeout_s=config.cluster.start_timeout_s, collective_timeout_s=config.cluster.collective_timeout_s
-    )
+    cluster = prepared.task.config.cluster
+    options = GroupOptions(start_timeout_s=cluster.start_timeout_s, collective_timeout_s=cluster.collective_timeout_s)
     assert prepared.inventory is not None
     with ExitStack() as stack:
-        observers = stack.enter_context(open_observers(run, terminal, prepared.task, prepared.planned))
+        observers = stack.enter_context(open_observers(run, terminal, prepared))
         group = stack.enter_context(WorkerGroup.start(prepared.inventory, options))
-        job = prepared.task.job(prepared.planned.plan, prepared.topology, run.checkpoints, prepared.resume)
-        group.run(train, job)
-        watch(group, observers, stop)
-        result = group.join()[0]
-        deliver(group, observers)
+        stack.enter_context(stop.deferred())
+        group.run(train, prepared.job(run.checkpoints))
+        try:
+            watch(group, observers, stop)
+            result = group.join()[0]
+        finally:
+            deliver(group, observers, timeout_s=LAST_POLL_S)
     return (ExitCode.STOPPED if result["result"] == "stopped" else ExitCode.OK), result["step"]
 
 
@@ -75,11 +89,14 @@ def watch(group: WorkerGroup, observers: Observer, stop: StopSignals) -> None:
         if stop.is_requested and not is_stop_posted:
             group.post({"kind": "stop"})
             is_stop_posted = True
-        deliver(group, observers)
+        deliver(group, observers, timeout_s=POLL_S)
 
 
-def deliver(group: WorkerGroup, observers: Observer) -> None:
+def deliver(group: WorkerGroup, observers: Observer, timeout_s: float) -> None:
     """Hand every new record to the observers; rank 0 speaks for all."""
-    records: tuple[dict[str, Any], ...] = group.poll()[0].records
-    for record in records:
+    (drained,) = group.poll(timeout_s, ranks=[0])
+    for record in drained.records:
         observers.show(record)
+    if drained.num_dropped:
+        message = f"{drained.num_dropped} records were lost: this process was too slow to fetch them"
+        observers.show(warning_record(message, drained.records[0]["step"]))

@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
+from cluster.host import count_cores, measure_memory
 from launcher.run_dir import installed_versions, locate_runs
 from launcher.schema import RunConfig
 from launcher.views.tables import human_bytes
@@ -127,14 +126,14 @@ def check_devices(config: RunConfig) -> Iterator[Finding]:
             "devices", False, "no GPU is seen by torch", "cluster.device=cpu, or install the driver and the GPU build"
         )
     else:
-        yield Finding("devices", True, f"no GPU; {len(os.sched_getaffinity(0))} CPU cores serve as devices")
+        yield Finding("devices", True, f"no GPU; {count_cores()} CPU cores serve as devices")
     if shutil.which("nvidia-smi") and not gpus:
         yield Finding("gpu build", False, "nvidia-smi is here but torch sees no GPU", INSTALL_GPU)
 
 
 def check_memory(_: RunConfig) -> Iterator[Finding]:
     """Free host memory and shared memory."""
-    free = psutil.virtual_memory().available
+    free = measure_memory().available_bytes
     yield Finding(
         "memory",
         free > LEAST_FREE_MEMORY_BYTES,

@@ -1,11 +1,16 @@
 """Turns the devices that were found into a topology with figures: memory as found, speeds from the presets."""
 
 import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.errors import ClusterError
 from cluster.inventory import DeviceSlot, Inventory
 from planner.topology import Device, DeviceKind, DeviceType, Topology, load_device_kinds, load_topology
+
+# The preset for GPUs that no other file knows, and the name by which it takes them.
+UNKNOWN_GPU = "unknown_gpu.yaml"
+ANY_GPU = "any GPU"
 
 
 def preset_folder() -> Path:
@@ -13,37 +18,52 @@ def preset_folder() -> Path:
     return Path(__file__).resolve().parent.parent / "configs" / "hardware"
 
 
-def describe_cluster(inventory: Inventory, hardware: Path | None) -> Topology:
+@dataclass(frozen=True)
+class Described:
+    """A topology, and what a user should know about where its figures come from."""
+
+    topology: Topology
+    notes: tuple[str, ...]
+
+
+def describe_cluster(inventory: Inventory, hardware: Path | None) -> Described:
     """The topology of the ranks that `inventory` assigns.
 
-    Speeds and links come from `hardware`, or else from the shipped preset whose device kind bears the name
-    that the driver reports. Raises ClusterError(reason="unknown_device") for a device without figures.
+    Speeds and links come from `hardware`, or else from the shipped preset whose device kind bears the name that
+    the driver reports. A GPU without figures gets those of `unknown_gpu.yaml`, and a note says so. Raises
+    ClusterError(reason="unknown_device") where `hardware` is given and does not know a device.
     """
     sources = [hardware] if hardware else sorted(preset_folder().glob("*.yaml"))
     presets = [(path, load_device_kinds(path)) for path in sources]
-    devices, used = [], set()
-    for slot in inventory.slots:
-        path, kind = _find_kind(slot, presets)
-        used.add(path)
-        devices.append(_device(slot, kind))
-    # One set of links a job: of the file that knows the first device, two-node presets included.
-    links = load_topology(next(path for path, kinds in presets if path in used))
-    return Topology("cluster", tuple(devices), links.intra_node, links.inter_node)
+    found = [_find_kind(slot, presets) for slot in inventory.slots]
+    devices = tuple(_device(slot, kind) for slot, (_, kind) in zip(inventory.slots, found, strict=True))
+    # One set of links a job: of the file that knows the first device.
+    links = load_topology(found[0][0])
+    unknown = {slot.name for slot, (path, _) in zip(inventory.slots, found, strict=True) if path.name == UNKNOWN_GPU}
+    topology = Topology("cluster", devices, links.intra_node, links.inter_node)
+    return Described(topology, tuple(map(_note, sorted(unknown))))
 
 
 def _find_kind(slot: DeviceSlot, presets: list[tuple[Path, dict[str, DeviceKind]]]) -> tuple[Path, DeviceKind]:
     # Processors have as many names as makers; a preset describes them all as `cpu`.
     names = {slot.name, "cpu"} if slot.type is DeviceType.CPU else {slot.name}
-    for path, kinds in presets:
-        for kind in kinds.values():
-            if kind.type == slot.type and names.intersection(kind.matches):
-                return path, kind
+    for wanted in (names, {ANY_GPU} if slot.type is DeviceType.CUDA else set()):
+        for path, kinds in presets:
+            for kind in kinds.values():
+                if kind.type == slot.type and wanted.intersection(kind.matches):
+                    return path, kind
     known = sorted({name for _, kinds in presets for kind in kinds.values() for name in kind.matches})
     raise ClusterError(
-        f"no figures are known for the device {slot.name!r} of rank {slot.rank}; known: {', '.join(known)}.\n"
-        f"Copy {preset_folder() / 'h100_80gb_x8.yaml'}, put the device's memory and bandwidths into it, and give it as "
-        "cluster.hardware=FILE",
+        f"no figures are known for the device {slot.name!r} of rank {slot.rank}; known: {', '.join(known)}. "
+        "Describe it in the file of cluster.hardware",
         reason="unknown_device",
+    )
+
+
+def _note(name: str) -> str:
+    return (
+        f"no figures are known for {name}: planned with those of {UNKNOWN_GPU} and the memory found; copy "
+        f"{preset_folder() / UNKNOWN_GPU}, put the device's bandwidths into it, and give it as cluster.hardware=FILE"
     )
 
 

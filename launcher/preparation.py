@@ -4,19 +4,19 @@ import hashlib
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cluster.inventory import Inventory, take_inventory
 from cluster.session import open_session
-from dlrm.checkpoint_folder import find_checkpoint, read_plan
-from dlrm.data.factory import open_schema
+from dlrm.checkpoint_folder import check_resume, describe_settings, find_checkpoint, read_plan
+from dlrm.data.factory import check_size, open_schema
 from dlrm.data.schema import DataSchema
 from dlrm.job import BATCHES_IN_FLIGHT, TrainJob, resolve_pipeline
 from dlrm.size import count_dense_parameters, declare_tables, estimate_dense_flops
 from launcher.config import ConfigError
-from launcher.hardware import describe_cluster
-from launcher.run_dir import RunDir, locate_runs
+from launcher.hardware import Described, describe_cluster
+from launcher.run_dir import locate_runs
 from launcher.schema import ConstraintSection, RunConfig
-from planner.plan import ShardingPlan
 from planner.problem import PlanningProblem, TableConstraint
 from planner.search.registry import PlanResult, appraise, make_plan
 from planner.sharding import ShardingType
@@ -55,30 +55,13 @@ class Task:
         )
         return PlanningProblem(workload, topology, tuple(map(_constraint, config.planner.constraints)))
 
-    def job(self, plan: ShardingPlan, topology: Topology, checkpoints: Path, resume: Path | None) -> TrainJob:
-        """What every rank is handed."""
-        config = self.config
-        return TrainJob(
-            model=config.model,
-            data=config.data,
-            sparse_optimizer=config.optimizer.sparse,
-            dense_optimizer=config.optimizer.dense,
-            train=config.train,
-            schema=self.schema,
-            tables=self.tables,
-            plan=plan,
-            topology=topology,
-            checkpoint_folder=str(checkpoints),
-            resume=str(resume) if resume else None,
-        )
-
 
 def describe_task(config: RunConfig) -> Task:
     """Read the data's schema and size the model up: no table is allocated, torch is not even loaded."""
     schema = open_schema(config.data)
     tables = declare_tables(schema, config.model.embedding_dim)
     dense = count_dense_parameters(config.model, tables, schema.num_dense)
-    flops = estimate_dense_flops(dense, len(schema.features), config.model.embedding_dim)
+    flops = estimate_dense_flops(config.model, tables, schema.num_dense)
     return Task(config, schema, tables, dense, flops)
 
 
@@ -86,7 +69,8 @@ def describe_task(config: RunConfig) -> Task:
 class Prepared:
     """A task, the devices it was planned for and the plan itself; `train` executes exactly this.
 
-    `inventory` is None for devices of a topology file, `resume` the checkpoint to go on from, if any.
+    `inventory` is None for devices of a topology file, `resume` the checkpoint to go on from, if any; `notes` are
+    things that a user should know about the figures.
     """
 
     task: Task
@@ -94,25 +78,45 @@ class Prepared:
     planned: PlanResult
     inventory: Inventory | None
     resume: Path | None
+    notes: tuple[str, ...]
+
+    def job(self, checkpoints: Path) -> TrainJob:
+        """What every rank is handed; `checkpoints` is the folder to write them to."""
+        config = self.task.config
+        return TrainJob(
+            model=config.model,
+            data=config.data,
+            sparse_optimizer=config.optimizer.sparse,
+            dense_optimizer=config.optimizer.dense,
+            train=config.train,
+            schema=self.task.schema,
+            tables=self.task.tables,
+            plan=self.planned.plan,
+            topology=self.topology,
+            checkpoint_folder=str(checkpoints),
+            resume=str(self.resume) if self.resume else None,
+        )
 
 
 def prepare(config: RunConfig, topology_path: Path | None, strategy: str | None = None) -> Prepared:
     """Plan for the devices of the cluster, or of a topology file where one is given (then no Ray is needed).
 
-    Raises ConfigError, DataError, PlanningError or ClusterError.
+    Raises ConfigError, DataError, CheckpointError, PlanningError or ClusterError.
     """
     task = describe_task(resolve_paths(config))
     if topology_path is not None:
-        inventory, topology = None, load_topology(topology_path)
+        inventory, described = None, Described(load_topology(topology_path), ())
     else:
-        inventory, topology = find_devices(config)
-    problem = task.problem(topology)
-    resume = find_checkpoint(RunDir(Path(config.run.resume)).checkpoints) if config.run.resume else None
-    if resume is not None:
-        planned = appraise(problem, read_plan(resume), "resumed")
+        inventory, described = find_devices(config)
+    problem = task.problem(described.topology)
+    check_size(config.data, config.train.batch_size, described.topology.world_size)
+    if config.run.resume is None:
+        planned, checkpoint = make_plan(problem, strategy or config.planner.strategy), None
     else:
-        planned = make_plan(problem, strategy or config.planner.strategy)
-    return Prepared(task, topology, planned, inventory, resume)
+        checkpoint = find_checkpoint(Path(config.run.resume))
+        check_resume(checkpoint, _settings(config, described.topology.world_size), config.train.steps)
+        planned = appraise(problem, read_plan(checkpoint), "resumed")
+    return Prepared(task, described.topology, planned, inventory, checkpoint, described.notes)
 
 
 def session_unless(topology_path: Path | None, config: RunConfig) -> AbstractContextManager[object]:
@@ -120,10 +124,12 @@ def session_unless(topology_path: Path | None, config: RunConfig) -> AbstractCon
     return nullcontext() if topology_path else open_session(config.cluster.address)
 
 
-def find_devices(config: RunConfig) -> tuple[Inventory, Topology]:
+def find_devices(config: RunConfig) -> tuple[Inventory, Described]:
     """The ranks that the open Ray session offers, and their figures. Needs an open session."""
     cluster = config.cluster
     inventory = take_inventory(cluster.device, cluster.num_workers, cluster.cpus_per_worker)
+    if cluster.num_workers is None and cluster.max_workers is not None:
+        inventory = inventory.first(cluster.max_workers)
     hardware = Path(cluster.hardware) if cluster.hardware else None
     return inventory, describe_cluster(inventory, hardware)
 
@@ -144,6 +150,11 @@ def resolve_paths(config: RunConfig) -> RunConfig:
     if data.kind == "criteo" and data.criteo.vocabulary == "frequency" and data.criteo.vocabulary_path is None:
         data.criteo.vocabulary_path = str(_default_vocabulary(config))
     return config
+
+
+def _settings(config: RunConfig, world_size: int) -> dict[str, Any]:
+    optimizer = config.optimizer
+    return describe_settings(config.model, config.data, optimizer.sparse, optimizer.dense, config.train, world_size)
 
 
 def _default_vocabulary(config: RunConfig) -> Path:

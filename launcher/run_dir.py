@@ -108,7 +108,7 @@ class RunDir:
         path = self.path / "records.jsonl"
         if not path.exists():
             return
-        for line in path.read_text().splitlines(keepends=True):
+        for line in path.read_text(errors="replace").splitlines(keepends=True):
             if line.endswith("\n"):
                 yield json.loads(line)
 

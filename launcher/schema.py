@@ -29,7 +29,8 @@ class ClusterSection:
     device: str = option(
         "auto", "auto: GPUs where there are any, else CPU ranks | cpu | cuda", choices=("auto", "cpu", "cuda")
     )
-    num_workers: int | None = option(None, "ranks; null: one a device", at_least=1)
+    num_workers: int | None = option(None, "ranks, exactly; null: one a device, up to max_workers", at_least=1)
+    max_workers: int | None = option(None, "most ranks where num_workers is null; null: every device", at_least=1)
     cpus_per_worker: int = option(1, "CPU cores, and intra-op threads, of a rank", at_least=1)
     hardware: str | None = option(None, "topology file whose figures describe the devices found; null: the presets")
     start_timeout_s: float = option(120.0, "longest wait for the workers to start and meet", at_least=1.0)
@@ -42,7 +43,9 @@ class ConstraintSection:
 
     tables: list[str] = option([], "names of tables, or patterns such as user_*")
     ranks: list[int] | None = option(None, "the only ranks they may be on; null: all")
-    sharding_types: list[str] | None = option(None, "the only sharding types; null: all. " + " | ".join(SHARDING_TYPES))
+    sharding_types: list[str] | None = option(
+        None, "the only sharding types; null: all. " + " | ".join(SHARDING_TYPES), choices=SHARDING_TYPES
+    )
     together: bool = option(False, "all of them on the same rank")
 
 

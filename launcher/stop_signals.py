@@ -1,22 +1,26 @@
-"""Turns Ctrl-C and SIGTERM into a request that the controller carries to the workers."""
+"""Turns Ctrl-C and SIGTERM into an orderly end: at once before workers train, through them while they do."""
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 
-class StopRequested(Exception):
+class StopRequested(KeyboardInterrupt):
     """The user asked for the end before any worker trained."""
 
 
 class StopSignals:
-    """While open, the first SIGINT or SIGTERM sets `is_requested`; a second SIGINT interrupts at once.
+    """While open, SIGINT or SIGTERM raises StopRequested; while deferred, the first only sets `is_requested`.
 
-    Open it after Ray: `ray.init` installs a SIGTERM handler of its own.
+    A second SIGINT always interrupts at once. `ray.init` installs a SIGTERM handler of its own; the
+    cluster's session puts ours back.
     """
 
     def __init__(self) -> None:
         self.is_requested = False
+        self._is_deferred = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignals":
@@ -28,7 +32,18 @@ class StopSignals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Workers train: a request waits until they have written their checkpoint."""
+        self._is_deferred = True
+        try:
+            yield
+        finally:
+            self._is_deferred = False
+
     def _request(self, number: int, _: FrameType | None) -> None:
         if self.is_requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.is_requested = True
+        if not self._is_deferred:
+            raise StopRequested("stopped on request before any worker trained")

@@ -116,13 +116,23 @@ def _column_faults(shards: tuple[Shard, ...], table: TableSpec) -> list[str]:
 
 
 def _row_faults(placement: TablePlacement, table: TableSpec, topology: Topology) -> list[str]:
+    is_in_node = placement.sharding_type is ShardingType.TABLE_ROW_WISE
+    if is_in_node and topology.local_world_size is None:
+        sizes = sorted({len(topology.ranks_of(node)) for node in topology.nodes})
+        needed = "equally many, consecutive ranks on every node"
+        return [f"is table_row_wise, which needs {needed}; found nodes of {sizes} ranks: use another type"]
     groups = [tuple(range(topology.world_size))]
-    if placement.sharding_type is ShardingType.TABLE_ROW_WISE:
+    if is_in_node:
         groups = [topology.ranks_of(node) for node in topology.nodes]
     if placement.ranks not in groups:
-        where = "all ranks" if placement.sharding_type is ShardingType.ROW_WISE else "the ranks of one node"
+        where = "the ranks of one node" if is_in_node else "all ranks"
         return [f"is {placement.sharding_type} on ranks {list(placement.ranks)}, expected {where}, ascending"]
     starts, expected = 0, row_blocks(table.num_embeddings, len(placement.shards))
+    if not expected.all():
+        return [
+            f"is {placement.sharding_type} with {table.num_embeddings} rows in {len(placement.shards)} blocks, "
+            "which leaves a rank without a row: use another type"
+        ]
     found = []
     for shard, num_rows in zip(placement.shards, expected.tolist(), strict=True):
         rectangle = (shard.row_offset, shard.num_rows, shard.col_offset, shard.num_cols)

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from planner.plan import ShardingPlan
 from planner.problem import PlanningProblem
 from planner.sharding import ShardingType
-from planner.shards import TYPE_CODE, ShardArrays, plan_shards
+from planner.shards import TYPE_CODE, ShardArrays, plan_shards, whole_tables
 from planner.tables import OptimizerKind
 
 ID_BYTES = 8
@@ -52,6 +52,33 @@ def shard_bytes(problem: PlanningProblem, shards: ShardArrays) -> NDArray[np.int
     gradient = np.where(is_replicated, elements * FLOAT_BYTES, 0.0)
     total = elements * workload.weight_bytes + optimizer + gradient + inputs + outputs
     return np.ceil(total).astype(np.int64)
+
+
+def whole_table_bytes(problem: PlanningProblem) -> NDArray[np.int64]:
+    """Bytes [T] of each table whole on one rank: the least, over all ranks, that it takes under any plan.
+
+    Every cut repeats ids, lengths, pooled outputs or row-wise optimizer state, and copies repeat the weights.
+    """
+    return shard_bytes(problem, whole_tables(problem, ShardingType.TABLE_WISE))
+
+
+def may_fit(problem: PlanningProblem) -> bool:
+    """Whether memory leaves hope for a plan: False is a proof that there is none, True promises nothing.
+
+    The tables that are confined to some ranks are held against the memory of these ranks, all against all.
+    """
+    free_bytes = capacity_bytes(problem)
+    if (free_bytes < 0).any():
+        return False
+    needed: dict[frozenset[int], int] = {frozenset(problem.topology.ranks): 0}
+    for table, num_bytes in zip(problem.workload.tables, whole_table_bytes(problem).tolist(), strict=True):
+        ranks = problem.rules[table.name].ranks
+        confined_to = frozenset(problem.topology.ranks if ranks is None else ranks)
+        needed[confined_to] = needed.get(confined_to, 0) + num_bytes
+    return all(
+        sum(num_bytes for inner, num_bytes in needed.items() if inner <= ranks) <= int(free_bytes[list(ranks)].sum())
+        for ranks in needed
+    )
 
 
 def replicated_bytes(problem: PlanningProblem) -> int:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import TypeVar
@@ -10,20 +9,11 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.errors import InfeasibleError, PlanningError
+from planner.errors import PlanningError
 from planner.sharding import ShardingOption, ShardingType, enumerate_options
 from planner.tables import TableSpec, Workload
+from planner.text import did_you_mean
 from planner.topology import Topology
-
-__all__ = [
-    "DeviceArrays",
-    "InfeasibleError",
-    "PlanningError",
-    "PlanningProblem",
-    "TableArrays",
-    "TableConstraint",
-    "TableRule",
-]
 
 Item = TypeVar("Item")
 
@@ -80,7 +70,8 @@ class DeviceArrays:
         launch_s: float64.
         node_index: int64, position of the rank's node in `Topology.nodes`.
         node_size: float64, ranks on the rank's node.
-        is_member: float64 [W, N], 1 where the rank is on the node.
+        by_node: int64, ranks ordered by node.
+        node_starts: int64 [N], position of each node's first rank in `by_node`.
     """
 
     hbm_bytes_per_s: NDArray[np.float64]
@@ -88,7 +79,13 @@ class DeviceArrays:
     launch_s: NDArray[np.float64]
     node_index: NDArray[np.int64]
     node_size: NDArray[np.float64]
-    is_member: NDArray[np.float64]
+    by_node: NDArray[np.int64]
+    node_starts: NDArray[np.int64]
+
+    def node_sums(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """For each rank the sum [..., W] of values [..., W] over all ranks of its node."""
+        sums = np.add.reduceat(values[..., self.by_node], self.node_starts, axis=-1)
+        return np.asarray(sums[..., self.node_index])
 
 
 @dataclass(frozen=True)
@@ -142,18 +139,18 @@ class PlanningProblem:
     @cached_property
     def devices(self) -> DeviceArrays:
         """The devices' figures as arrays [W]."""
-        devices, nodes = (
-            self.topology.devices,
-            {node: index for index, node in enumerate(self.topology.nodes)},
-        )
+        devices = self.topology.devices
+        nodes = {node: index for index, node in enumerate(self.topology.nodes)}
         node_index = np.array([nodes[device.node] for device in devices], dtype=np.int64)
+        node_sizes = np.bincount(node_index)
         return DeviceArrays(
             hbm_bytes_per_s=np.array([device.hbm_bytes_per_s for device in devices]),
             flops_per_s=np.array([device.flops_per_s for device in devices]),
             launch_s=np.array([device.launch_s for device in devices]),
             node_index=node_index,
-            node_size=np.bincount(node_index)[node_index].astype(np.float64),
-            is_member=(node_index[:, None] == np.arange(len(nodes))).astype(np.float64),
+            node_size=node_sizes[node_index].astype(np.float64),
+            by_node=np.argsort(node_index, kind="stable"),
+            node_starts=np.cumsum(node_sizes) - node_sizes,
         )
 
     @cached_property
@@ -195,7 +192,7 @@ class PlanningProblem:
     def _faults(self, constraint: TableConstraint) -> list[str]:
         where = f"constraint on {', '.join(constraint.tables) or 'nothing'}"
         found = [
-            f"{where}: no table is called {pattern!r}{_did_you_mean(pattern, self.tables)}"
+            f"{where}: no table is called {pattern!r}{did_you_mean(pattern, self.tables)}"
             for pattern in constraint.tables
             if not self.matching([pattern])
         ]
@@ -215,8 +212,3 @@ def _intersect(left: tuple[Item, ...] | None, right: tuple[Item, ...] | None) ->
         kept = left if right is None else right
         return None if kept is None else tuple(dict.fromkeys(kept))
     return tuple(item for item in left if item in right)
-
-
-def _did_you_mean(name: str, known: Iterable[str]) -> str:
-    close = get_close_matches(name, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""

@@ -1,14 +1,19 @@
 """Why a problem is infeasible and which changes would make it feasible, each of them tried."""
 
 import textwrap
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from planner.check import check
 from planner.errors import InfeasibleError, PlanningError
+from planner.memory import capacity_bytes, may_fit, replicated_bytes, shard_bytes, whole_table_bytes
 from planner.plan import ShardingPlan
 from planner.problem import PlanningProblem, TableConstraint
 from planner.sharding import ShardingType
+from planner.shards import whole_tables
 from planner.tables import OptimizerKind
 from planner.text import render_bytes
 from planner.topology import Topology
@@ -16,8 +21,18 @@ from planner.topology import Topology
 LINE_WIDTH = 100
 """Columns of a message."""
 
-MAX_GROWTH = 1024
-"""Largest factor by which nodes or memory are multiplied in search of a remedy."""
+BUDGET_S = 10.0
+"""Seconds after which no further change is tried: what a user waits for an answer, not what all tries would take."""
+
+MAX_WORLD_SIZE = 1024
+"""Ranks up to which nodes are added in search of a remedy: the largest jobs that strategies are made for."""
+
+AMPLE = 2
+"""Nodes are not added beyond this many times the memory that the tables need at least.
+
+Source: Johnson et al. 1974, Worst-case performance bounds for simple one-dimensional packing algorithms: first fit
+leaves at most one bin half empty, so what finds no room there does not lack nodes.
+"""
 
 MEMORY_ACCURACY = 64
 """A memory remedy is at most 1 / 64 above the least that was found to help, to spare plans."""
@@ -34,44 +49,73 @@ class Change:
     problem: PlanningProblem
 
 
+class _Trials:
+    """Tries changes on the strategy until the budget is spent.
+
+    A try that would end beyond the budget, if it took as long a rank as the one before, is not begun; one that has
+    begun is finished.
+
+    Attributes:
+        is_cut: Whether a change was left untried.
+    """
+
+    def __init__(self, planner: Planner) -> None:
+        self.is_cut = False
+        self._planner = planner
+        self._ends_at = time.monotonic() + BUDGET_S
+        self._seconds_per_rank = 0.0
+
+    def helps(self, change: Change) -> bool:
+        """Whether a valid plan is found; changes that leave too little memory in any case are not tried."""
+        if not may_fit(change.problem):
+            return False
+        started, world_size = time.monotonic(), change.problem.topology.world_size
+        if started + self._seconds_per_rank * world_size >= self._ends_at:
+            self.is_cut = True
+            return False
+        try:
+            check(self._planner(change.problem), change.problem)
+        except PlanningError:
+            return False
+        finally:
+            self._seconds_per_rank = (time.monotonic() - started) / world_size
+        return True
+
+
 def explain(problem: PlanningProblem, planner: Planner, error: InfeasibleError) -> InfeasibleError:
-    """The same error with the changes that were tried and found to help, in lines of at most 100 columns."""
-    remedies = tuple(_remedies(problem, planner))
+    """The same error with the changes that were tried and found to help, in lines of at most 100 columns.
+
+    The search takes about `BUDGET_S` seconds at most.
+    """
+    trials = _Trials(planner)
+    remedies = tuple(_remedies(problem, trials))
     lines = textwrap.wrap(f"no feasible plan on {problem.topology.name}: {error}", LINE_WIDTH)
     if remedies:
         lines.append("Each of these changes alone makes it fit (tried with the same strategy):")
         for remedy in remedies:
             lines += textwrap.wrap(remedy, LINE_WIDTH, initial_indent="  - ", subsequent_indent="    ")
-    else:
+    elif not trials.is_cut:
         lines += textwrap.wrap(
             "No single change helps: other sharding types, no pins, another optimizer, smaller batches, "
-            f"up to {MAX_GROWTH} times the nodes or the memory were tried.",
+            f"nodes for up to {MAX_WORLD_SIZE:,} devices and more memory were tried or ruled out by their bytes.",
             LINE_WIDTH,
         )
+    if trials.is_cut:
+        lines.append(f"The search for changes ended after {BUDGET_S:g} s: others may help as well.")
     return InfeasibleError(
         "\n".join(lines), shortfall_bytes=error.shortfall_bytes, table=error.table, remedies=remedies
     )
 
 
-def _remedies(problem: PlanningProblem, planner: Planner) -> Iterator[str]:
+def _remedies(problem: PlanningProblem, trials: _Trials) -> Iterator[str]:
     for change in (*_looser_constraints(problem), *_other_optimizers(problem)):
-        if _is_feasible(change, planner):
+        if trials.helps(change):
             yield change.text
-    for found in (
-        _largest_batch(problem, planner),
-        _fewest_nodes(problem, planner),
-        _least_memory(problem, planner),
-    ):
+    # Nodes last: every try of theirs takes longer than one on the present ranks.
+    for search in (_largest_batch, _least_memory, _fewest_nodes):
+        found = search(problem, trials)
         if found is not None:
             yield found.text
-
-
-def _is_feasible(change: Change, planner: Planner) -> bool:
-    try:
-        check(planner(change.problem), change.problem)
-    except PlanningError:
-        return False
-    return True
 
 
 def _looser_constraints(problem: PlanningProblem) -> Iterator[Change]:
@@ -106,57 +150,93 @@ def _other_optimizers(problem: PlanningProblem) -> Iterator[Change]:
         yield Change(text, replace(problem, workload=replace(problem.workload, optimizer=kind)))
 
 
-def _largest_batch(problem: PlanningProblem, planner: Planner) -> Change | None:
+def _largest_batch(problem: PlanningProblem, trials: _Trials) -> Change | None:
     """The largest halving of the batch that fits; None if not even one sample does."""
+    num_halvings = problem.workload.batch_size.bit_length() - 1
 
-    def change(batch_size: int) -> Change:
+    def change(shift: int) -> Change:
+        batch_size = problem.workload.batch_size >> shift
         text = f"a batch of {batch_size:,} samples per rank instead of {problem.workload.batch_size:,}"
         return Change(text, replace(problem, workload=replace(problem.workload, batch_size=batch_size)))
 
-    sizes = [problem.workload.batch_size >> shift for shift in range(1, problem.workload.batch_size.bit_length())]
-    if not sizes or not _is_feasible(change(sizes[-1]), planner):
+    if num_halvings == 0 or not trials.helps(change(num_halvings)):
         return None
-    return next(change(size) for size in sizes if _is_feasible(change(size), planner))
+    return _bisect(change, 0, num_halvings, accuracy=1, trials=trials)
 
 
-def _fewest_nodes(problem: PlanningProblem, planner: Planner) -> Change | None:
-    """The smallest number of nodes that fits, found by doubling and bisection."""
-    num_nodes = len(problem.topology.nodes)
+def _fewest_nodes(problem: PlanningProblem, trials: _Trials) -> Change | None:
+    """The smallest number of nodes that fits, by doubling and bisection; None beyond `MAX_WORLD_SIZE` or `AMPLE`."""
+    topology = problem.topology
+    num_nodes, per_node = len(topology.nodes), len(topology.ranks_of(topology.nodes[-1]))
+    most = num_nodes + (MAX_WORLD_SIZE - topology.world_size) // per_node
 
     def change(count: int) -> Change:
-        topology = with_nodes(problem.topology, count)
-        text = f"{count} nodes with {topology.world_size} devices instead of {num_nodes} with " + str(
-            problem.topology.world_size
-        )
-        return Change(text, replace(problem, topology=topology))
+        grown = with_nodes(topology, count)
+        text = f"{count} nodes with {grown.world_size} devices instead of {num_nodes} with {topology.world_size}"
+        return Change(text, replace(problem, topology=grown))
 
-    return _smallest(change, num_nodes, accuracy=1, planner=planner)
+    return _smallest(change, num_nodes, most, accuracy=1, trials=trials, is_hopeless=_has_ample_memory)
 
 
-def _least_memory(problem: PlanningProblem, planner: Planner) -> Change | None:
-    """The least memory of every device that fits, found by doubling and bisection."""
-    present = min(device.hbm_bytes for device in problem.topology.devices)
+def _has_ample_memory(problem: PlanningProblem) -> bool:
+    return bool(capacity_bytes(problem).sum() >= AMPLE * whole_table_bytes(problem).sum())
+
+
+def _least_memory(problem: PlanningProblem, trials: _Trials) -> Change | None:
+    """The least memory of every device that fits; None if not even the whole model on each of them does."""
+    devices = problem.topology.devices
+    present = min(device.hbm_bytes for device in devices)
 
     def change(hbm_bytes: int) -> Change:
-        devices = tuple(
-            replace(device, hbm_bytes=max(device.hbm_bytes, hbm_bytes)) for device in problem.topology.devices
-        )
+        grown = tuple(replace(device, hbm_bytes=max(device.hbm_bytes, hbm_bytes)) for device in devices)
         text = f"devices of {render_bytes(hbm_bytes)} each, smallest now {render_bytes(present)}"
-        return Change(text, replace(problem, topology=replace(problem.topology, devices=devices)))
+        return Change(text, replace(problem, topology=replace(problem.topology, devices=grown)))
 
-    return _smallest(change, present, accuracy=max(1, present // MEMORY_ACCURACY), planner=planner)
+    most = max(device.reserved_bytes for device in devices) + replicated_bytes(problem) + _model_bytes(problem)
+    return _smallest(change, present, most, accuracy=max(1, present // MEMORY_ACCURACY), trials=trials)
 
 
-def _smallest(change: Callable[[int], Change], present: int, accuracy: int, planner: Planner) -> Change | None:
-    """The smallest amount found feasible, within `accuracy`; None if `MAX_GROWTH` times present is not."""
-    too_small, enough = present, present * 2
-    while not _is_feasible(change(enough), planner):
-        too_small, enough = enough, enough * 2
-        if enough > present * MAX_GROWTH:
+def _model_bytes(problem: PlanningProblem) -> int:
+    """Bytes of all tables whole or copied on one rank, whichever is more: no shards of a table on a rank take more."""
+    copies = shard_bytes(problem, whole_tables(problem, ShardingType.DATA_PARALLEL))
+    return int(np.maximum(whole_table_bytes(problem), copies).sum())
+
+
+def _smallest(
+    change: Callable[[int], Change],
+    present: int,
+    most: int,
+    accuracy: int,
+    trials: _Trials,
+    is_hopeless: Callable[[PlanningProblem], bool] = lambda _: False,
+) -> Change | None:
+    """The least amount that was found to help, by doubling and bisection.
+
+    Args:
+        change: The change to an amount.
+        present: The amount that does not suffice.
+        most: The largest amount to try.
+        accuracy: How far above the least the answer may be.
+        trials: Tries changes.
+        is_hopeless: Tells of a problem without a plan that larger amounts will not help either.
+    """
+    too_small = present
+    while too_small < most:
+        enough = min(2 * too_small, most)
+        candidate = change(enough)
+        if trials.helps(candidate):
+            return _bisect(change, too_small, enough, accuracy, trials)
+        if is_hopeless(candidate.problem):
             return None
+        too_small = enough
+    return None
+
+
+def _bisect(change: Callable[[int], Change], too_small: int, enough: int, accuracy: int, trials: _Trials) -> Change:
+    """The least amount found to help, given one that does."""
     while enough - too_small > accuracy:
         middle = (too_small + enough) // 2
-        if _is_feasible(change(middle), planner):
+        if trials.helps(change(middle)):
             enough = middle
         else:
             too_small = middle

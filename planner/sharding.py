@@ -131,7 +131,8 @@ def enumerate_options(
     """All offered options of a table: whole, by columns, in a node, over all ranks, replicated.
 
     Column shards are equally wide, at least `MIN_COLUMN_WIDTH`, at most one a rank. Row-wise types are
-    offered where every rank gets a row.
+    offered where every rank gets a row, in a node only where all nodes have equally many ranks
+    (`Topology.local_world_size`).
 
     Args:
         table: The table.
@@ -163,7 +164,8 @@ def column_shard_counts(embedding_dim: int, max_shards: int) -> list[int]:
 
 
 def _row_options(table: TableSpec, topology: Topology, allowed: frozenset[int]) -> list[ShardingOption]:
-    groups = [(ShardingType.TABLE_ROW_WISE, topology.ranks_of(node)) for node in topology.nodes]
+    nodes = () if topology.local_world_size is None else topology.nodes
+    groups = [(ShardingType.TABLE_ROW_WISE, topology.ranks_of(node)) for node in nodes]
     groups.append((ShardingType.ROW_WISE, topology.ranks))
     return [
         ShardingOption(table, sharding_type, len(group), group)

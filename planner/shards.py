@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from planner.plan import ShardingPlan
 from planner.problem import PlanningProblem
-from planner.sharding import TYPE_ORDER, ShardingOption
+from planner.sharding import TYPE_ORDER, ShardingOption, ShardingType
 
 TYPE_CODE = {sharding_type: code for code, sharding_type in enumerate(TYPE_ORDER)}
 """Position of each sharding type in `TYPE_ORDER`."""
@@ -65,4 +65,16 @@ def option_shards(problem: PlanningProblem, options: Sequence[ShardingOption]) -
         type_code=np.repeat([TYPE_CODE[option.sharding_type] for option in options], counts),
         num_rows=np.concatenate([rows for rows, _ in sizes]),
         num_cols=np.concatenate([cols for _, cols in sizes]),
+    )
+
+
+def whole_tables(problem: PlanningProblem, sharding_type: ShardingType) -> ShardArrays:
+    """One shard a table [T] that is all of it: table-wise, or one rank's copy of data_parallel."""
+    num_tables = len(problem.workload.tables)
+    return ShardArrays(
+        table=np.arange(num_tables),
+        rank=np.zeros(num_tables, dtype=np.int64),
+        type_code=np.full(num_tables, TYPE_CODE[sharding_type]),
+        num_rows=problem.arrays.num_rows,
+        num_cols=problem.arrays.num_cols,
     )

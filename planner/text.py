@@ -1,4 +1,7 @@
-"""Quantities as people read them."""
+"""Quantities and hints as people read them."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 """Binary units, each 1,024 of the one before."""
@@ -14,3 +17,13 @@ def render_bytes(num_bytes: int) -> str:
     while abs(scaled) >= 1024 and unit < len(UNITS) - 1:
         scaled, unit = scaled / 1024, unit + 1
     return f"{scaled:.2f} {UNITS[unit]} ({num_bytes:,} bytes)" if unit else f"{num_bytes:,} bytes"
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The known name nearest to a wrong one, to be appended to a message; empty where none is near.
+
+    >>> did_you_mean("size_greedi", ["random", "size_greedy"])
+    "; did you mean 'size_greedy'?"
+    """
+    close = get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -128,6 +128,19 @@ class Topology:
         """The ranks on a machine, ascending."""
         return self._ranks_of[node]
 
+    @cached_property
+    def local_world_size(self) -> int | None:
+        """Ranks on every machine if all have equally many, in consecutive ranks; otherwise None.
+
+        `table_row_wise` exists only where it is a number.
+
+        Source: TorchRec 1.8 `distributed.comm.intra_and_cross_node_pg` takes rank // LOCAL_WORLD_SIZE for the
+        machine on each rank; ranks that differ in it build different process groups and wait for ever.
+        """
+        size = len(self.ranks_of(self.nodes[0]))
+        blocks = [tuple(range(first, first + size)) for first in range(0, self.world_size, size)]
+        return size if [self.ranks_of(node) for node in self.nodes] == blocks else None
+
 
 def load_topology(path: str | Path) -> Topology:
     """The topology that a YAML or JSON file describes (the format of `configs/hardware/`).

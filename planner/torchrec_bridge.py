@@ -40,8 +40,21 @@ Source: facebookresearch/dlrm, torchrec_dlrm/dlrm_main.py, names its tables so.
 
 
 def module_name(table: str) -> str:
-    """The name of a table inside a module."""
-    return MODULE_PREFIX + table
+    """The name of a table inside a module, where a dot is not allowed.
+
+    >>> module_name("user.id")
+    't_user%2Eid'
+    """
+    return MODULE_PREFIX + table.replace("%", "%25").replace(".", "%2E")
+
+
+def table_name(module: str) -> str:
+    """The table that a name inside a module stands for.
+
+    >>> table_name("t_user%2Eid")
+    'user.id'
+    """
+    return module.removeprefix(MODULE_PREFIX).replace("%2E", ".").replace("%25", "%")
 
 
 def build_embeddings(tables: Iterable[TableSpec]) -> EmbeddingBagCollection:
@@ -190,6 +203,12 @@ class TorchRecStrategy:
                 TorchRec's planner cannot express (reason `torchrec`).
         """
         _check_expressible(problem)
+        stuck = [name for name in problem.tables if not problem.options(name)]
+        if stuck:
+            raise InfeasibleError(
+                f"tables {', '.join(stuck)} have no legal sharding option left under their constraints",
+                shortfall_bytes=0,
+            )
         collection = _meta_collection(problem)
         with _quiet():
             planner = EmbeddingShardingPlanner(
@@ -214,7 +233,8 @@ def _check_expressible(problem: PlanningProblem) -> None:
     sizes = {len(problem.topology.ranks_of(node)) for node in problem.topology.nodes}
     found = [f"tables {', '.join(pinned)} are pinned to ranks"] if pinned else []
     found += [f"tables {', '.join(grouped)} are kept together"] if grouped else []
-    found += [f"nodes have {sorted(sizes)} devices, expected all the same"] if len(sizes) > 1 else []
+    if problem.topology.local_world_size is None:
+        found.append(f"nodes have {sorted(sizes)} devices, expected all the same, with consecutive ranks")
     if found:
         raise PlanningError(
             "strategy torchrec: TorchRec's planner cannot express this: " + "; ".join(found) + "; use another strategy",
@@ -259,13 +279,13 @@ def _torchrec_topology(problem: PlanningProblem) -> TorchRecTopology:
 
 
 def _constraints(problem: PlanningProblem) -> dict[str, ParameterConstraints]:
+    """Pooling factors, and the sharding types that have a legal option: TorchRec would give ranks without a row one."""
     return {
         module_name(table.name): ParameterConstraints(
-            sharding_types=None if allowed is None else [each.value for each in allowed],
+            sharding_types=sorted({option.sharding_type.value for option in problem.options(table.name)}),
             pooling_factors=[table.pooling_factor] * len(table.feature_names),
         )
         for table in problem.workload.tables
-        for allowed in [problem.rules[table.name].sharding_types]
     }
 
 

@@ -42,9 +42,10 @@ class BadRowLog:
             DataError: `bad_rows`, naming the row that passes the limit and the first ones.
         """
         for row in rows:
-            self.count += 1
+            # The example comes first: a thread that reads a count above 0 finds one.
             if len(self.examples) < NUM_EXAMPLES:
                 self.examples.append(row)
+            self.count += 1
             if self.count > self.limit:
                 self._raise(row)
 

@@ -39,11 +39,6 @@ class Batch(Pipelineable):
         )
         return cls(torch.from_numpy(dense), sparse, torch.from_numpy(labels))
 
-    @property
-    def batch_size(self) -> int:
-        """B, the samples of this rank."""
-        return self.labels.shape[0]
-
     def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
         """The same samples on a device."""
         return Batch(

@@ -10,17 +10,19 @@ class SyntheticTableConfig:
     """One synthetic table, listed by hand."""
 
     name: str = option("", "name of the table and of its feature")
-    num_embeddings: int = option(1000, "rows")
-    embedding_dim: int = option(32, "columns")
+    num_embeddings: int = option(1000, "rows", at_least=1)
+    embedding_dim: int = option(32, "columns", at_least=1)
     pooling_factor: float = option(1.0, "mean ids per sample; counts vary unless it is 1")
-    zipf_alpha: float = option(1.05, "skew: the k-th hottest row is drawn in proportion to k^-alpha; 0 = uniform")
+    zipf_alpha: float = option(
+        1.05, "skew: the k-th hottest row is drawn in proportion to k^-alpha; 0 = uniform", at_least=0.0
+    )
 
 
 @dataclass
 class DriftConfig:
     """One change of the synthetic training data, from a step on."""
 
-    step: int = option(0, "first training batch drawn the new way, counted over all epochs")
+    step: int = option(0, "first training batch drawn the new way, counted over all epochs", at_least=0)
     tables: list[str] = option([], "names of the tables that change")
     pooling_factor: float | None = option(None, "their new mean ids per sample; none = as before")
     hot_rows_shift: float | None = option(
@@ -32,17 +34,17 @@ class DriftConfig:
 class SyntheticConfig:
     """Synthetic tables, drawn from declared ranges unless `tables` lists them, with labels of a planted teacher."""
 
-    seed: int = option(0, "of tables and teacher; the run's seed draws the samples")
-    num_samples: int = option(1_048_576, "training samples in an epoch, all ranks together")
-    num_eval_samples: int = option(32_768, "held-out samples, all ranks together")
-    num_dense: int = option(13, "dense columns")
-    num_tables: int = option(8, "tables to draw; unused where `tables` lists them")
-    min_rows: int = option(100, "fewest rows of a drawn table, log-uniform")
+    seed: int = option(0, "of tables and teacher; the run's seed draws the samples", at_least=0)
+    num_samples: int = option(1_048_576, "training samples in an epoch, all ranks together", at_least=1)
+    num_eval_samples: int = option(32_768, "held-out samples, all ranks together", at_least=1)
+    num_dense: int = option(13, "dense columns", at_least=0)
+    num_tables: int = option(8, "tables to draw; unused where `tables` lists them", at_least=1)
+    min_rows: int = option(100, "fewest rows of a drawn table, log-uniform", at_least=1)
     max_rows: int = option(20_000, "most rows of a drawn table")
-    embedding_dims: list[int] = option([32], "columns of a drawn table, one of these")
+    embedding_dims: list[int] = option([32], "columns of a drawn table, one of these", at_least=1, min_items=1)
     min_pooling_factor: float = option(1.0, "lowest mean ids per sample of a drawn table")
     max_pooling_factor: float = option(8.0, "highest mean ids per sample of a drawn table")
-    min_zipf_alpha: float = option(0.8, "lowest skew of a drawn table (uniform)")
+    min_zipf_alpha: float = option(0.8, "lowest skew of a drawn table (uniform)", at_least=0.0)
     max_zipf_alpha: float = option(1.2, "highest skew of a drawn table")
     tables: list[SyntheticTableConfig] = option([], "the tables, instead of drawn ones")
     drift: list[DriftConfig] = option([], "changes of the training data at given steps")
@@ -58,8 +60,8 @@ class CriteoConfig:
         "hashed: ids are hashes of the category | frequency: frequent categories own a row",
         choices=("hashed", "frequency"),
     )
-    num_embeddings: int = option(100_000, "rows of each of the 26 tables; with `frequency` the most")
-    min_count: int = option(10, "frequency: occurrences from which a category owns a row")
+    num_embeddings: int = option(100_000, "rows of each of the 26 tables; with `frequency` the most", at_least=3)
+    min_count: int = option(10, "frequency: occurrences from which a category owns a row", at_least=1)
     vocabulary_path: str | None = option(
         None, "frequency: .npz file of the vocabulary; built there when absent, read by every rank"
     )
@@ -93,13 +95,13 @@ class DataConfig:
     path: str | None = option(None, "a file or a folder of files; not for synthetic")
     eval_path: str | None = option(None, "files for evaluation alone, instead of held-out rows of `path`")
     holdout_every: int = option(
-        10, "every n-th good row is held out for evaluation, never trained; unused with eval_path"
+        10, "every n-th good row is held out for evaluation, never trained; unused with eval_path", at_least=2
     )
     shuffle_rows: int = option(
-        0, "training rows permuted together; give sorted files a large window; 0 = order of the file"
+        0, "training rows permuted together; give sorted files a large window; 0 = order of the file", at_least=0
     )
-    prefetch_batches: int = option(4, "batches made ahead in a background thread")
-    max_bad_rows: int = option(100, "unreadable rows tolerated in one pass over the data")
+    prefetch_batches: int = option(4, "batches made ahead in a background thread", at_least=1)
+    max_bad_rows: int = option(100, "unreadable rows tolerated in one pass over the data", at_least=0)
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig, metadata={"help": "kind = synthetic"})
     criteo: CriteoConfig = field(default_factory=CriteoConfig, metadata={"help": "kind = criteo"})
     table: TableConfig = field(default_factory=TableConfig, metadata={"help": "kind = table"})

@@ -4,7 +4,7 @@ A line is `label, 13 integers, 26 categories of 8 hexadecimal digits`, tab-separ
 Source: readme.txt of the Criteo display-advertising challenge (Kaggle 2014); the Terabyte click logs are the same.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,6 +52,28 @@ class CriteoBlock:
     dense: npt.NDArray[np.float32]
     categories: npt.NDArray[np.uint32]
     is_missing: npt.NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self.labels)
+
+    def slice(self, start: int, stop: int) -> "CriteoBlock":
+        """Rows `[start, stop)`, as views."""
+        return self._each(lambda column: column[start:stop])
+
+    def take(self, index: npt.NDArray[np.intp]) -> "CriteoBlock":
+        """The rows that `index` names, in its order."""
+        return self._each(lambda column: column[index])
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["CriteoBlock"]) -> "CriteoBlock":
+        """The rows of all parts, in order."""
+        columns = zip(*((part.labels, part.dense, part.categories, part.is_missing) for part in parts), strict=True)
+        return cls(*(np.concatenate(column) for column in columns))
+
+    def _each(self, select: Callable[[npt.NDArray], npt.NDArray]) -> "CriteoBlock":
+        """The same selection of rows of every array."""
+        return CriteoBlock(select(self.labels), select(self.dense), select(self.categories), select(self.is_missing))
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dlrm.data.criteo_format import NUM_CATEGORIES, CriteoBlock
+from dlrm.data.criteo_origin import VocabularyOrigin
 from dlrm.data.hashing import mix
 from dlrm.errors import DataError
 
@@ -60,10 +61,21 @@ class HashedEncoder:
 class Vocabulary:
     """Rows of the categories that were frequent when it was built; rare and unseen ones share row 1."""
 
-    def __init__(self, columns: list[npt.NDArray[np.uint32]], meta: dict[str, int]) -> None:
-        """Take 26 arrays of distinct categories, most frequent first, and what the vocabulary was built with."""
+    def __init__(
+        self, columns: list[npt.NDArray[np.uint32]], origin: VocabularyOrigin, num_rows: int, max_undercount: int
+    ) -> None:
+        """Take 26 arrays of distinct categories, most frequent first, and how they came about.
+
+        Args:
+            columns: the categories.
+            origin: what was counted, and by which rules.
+            num_rows: rows counted.
+            max_undercount: by how much a count may have fallen short of the truth.
+        """
         self.columns = columns
-        self.meta = meta
+        self.origin = origin
+        self.num_rows = num_rows
+        self.max_undercount = max_undercount
         self._order = [np.argsort(column) for column in columns]
         self._sorted = [column[order] for column, order in zip(columns, self._order, strict=True)]
 
@@ -90,20 +102,21 @@ class Vocabulary:
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_name(f".{path.name}.{os.getpid()}")
         arrays = {f"column_{i}": column for i, column in enumerate(self.columns)}
+        meta = {"origin": asdict(self.origin), "num_rows": self.num_rows, "max_undercount": self.max_undercount}
         with beside.open("wb") as file:
-            np.savez(file, meta=np.array(json.dumps(self.meta)), **arrays)  # type: ignore[arg-type]
+            np.savez(file, meta=np.array(json.dumps(meta)), **arrays)  # type: ignore[arg-type]
         os.replace(beside, path)
 
 
-def load_vocabulary(path: Path, expected: dict[str, int]) -> Vocabulary:
+def load_vocabulary(path: Path, expected: VocabularyOrigin) -> Vocabulary:
     """The vocabulary of a file.
 
     Args:
         path: what `save` wrote.
-        expected: the settings that it must have been built with.
+        expected: the data and settings that it must have been built with.
 
     Raises:
-        DataError: `vocabulary` where the file is absent, is something else or was built with other settings.
+        DataError: `vocabulary` where the file is absent, is something else or was built with other data or settings.
     """
     if not path.is_file():
         raise DataError(
@@ -113,15 +126,21 @@ def load_vocabulary(path: Path, expected: dict[str, int]) -> Vocabulary:
         with np.load(path, allow_pickle=False) as arrays:
             meta = json.loads(str(arrays["meta"]))
             columns = [arrays[f"column_{i}"] for i in range(NUM_CATEGORIES)]
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise DataError(f"{path} is not a vocabulary ({error}): delete it, it is built anew.", "vocabulary") from error
-    wrong = [f"{key} = {meta.get(key)}, now {value}" for key, value in expected.items() if meta.get(key) != value]
-    if wrong:
+        origin = VocabularyOrigin(**meta.pop("origin"))
+        vocabulary = Vocabulary(columns, origin, **meta)
+    except (OSError, ValueError, TypeError, KeyError, EOFError) as error:
         raise DataError(
-            f"{path} was built with {'; '.join(wrong)}: choose another data.criteo.vocabulary_path or delete it.",
+            f"{path} is not a vocabulary of this version ({error}): delete it, or choose another "
+            f"data.criteo.vocabulary_path; it is then built anew.",
+            "vocabulary",
+        ) from error
+    if differences := origin.differences(expected):
+        raise DataError(
+            f"{path} was built with {'; '.join(differences)}. Delete it, or choose another "
+            f"data.criteo.vocabulary_path; it is then built anew.",
             "vocabulary",
         )
-    return Vocabulary(columns, meta)
+    return vocabulary
 
 
 @dataclass
@@ -162,22 +181,21 @@ class _Counter:
 
 
 def build_vocabulary(
-    blocks: Iterable[CriteoBlock], settings: dict[str, int], max_counted: int = MAX_COUNTED
+    blocks: Iterable[CriteoBlock], origin: VocabularyOrigin, max_counted: int = MAX_COUNTED
 ) -> Vocabulary:
     """Count the categories of the blocks, in one pass.
 
     Args:
         blocks: the rows trained on.
-        settings: `min_count` and `num_embeddings` (the most rows of a table); kept with the vocabulary.
+        origin: where the blocks come from, and the rules to count by; kept with the vocabulary.
         max_counted: distinct categories per column counted at a time.
     """
     counters = [_Counter() for _ in range(NUM_CATEGORIES)]
     num_rows = 0
     for block in blocks:
-        num_rows += len(block.labels)
+        num_rows += len(block)
         for column, counter in enumerate(counters):
             counter.add(block.categories[~block.is_missing[:, column], column], max_counted)
-    limit = settings["num_embeddings"] - NUM_RESERVED_ROWS
-    columns = [counter.most_frequent(settings["min_count"], limit) for counter in counters]
-    max_undercount = max(counter.max_undercount for counter in counters)
-    return Vocabulary(columns, {**settings, "num_rows": num_rows, "max_undercount": max_undercount})
+    limit = origin.num_embeddings - NUM_RESERVED_ROWS
+    columns = [counter.most_frequent(origin.min_count, limit) for counter in counters]
+    return Vocabulary(columns, origin, num_rows, max(counter.max_undercount for counter in counters))

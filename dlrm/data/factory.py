@@ -1,21 +1,24 @@
 """The two doors to data: its schema before the plan, and a rank's stream of batches."""
 
+from typing import Any
+
 from dlrm.data.check import check_config
 from dlrm.data.config import DataConfig
 from dlrm.data.criteo import describe_criteo, open_criteo_reader
 from dlrm.data.file_source import FileSource, RankShare, RowReader, Split
 from dlrm.data.schema import DataSchema
 from dlrm.data.stream import BatchSource, BatchStream
-from dlrm.data.synthetic import SyntheticSource, describe_synthetic
-from dlrm.data.table import describe_table, open_table_reader
+from dlrm.data.synthetic import SyntheticSource, describe_synthetic, find_synthetic_shortage
+from dlrm.data.table import describe_table, find_table_shortage, open_table_reader
 from dlrm.errors import DataError
 
 
 def open_schema(config: DataConfig) -> DataSchema:
     """The schema of the data; call it once, on the driver, before streams are opened.
 
-    Cheap (at most the head of a file is read), but for a Criteo frequency vocabulary that does not exist yet: that
-    takes one pass over the data and writes `criteo.vocabulary_path`.
+    The files of `eval_path` are looked at too, so that a wrong one does not come to light after training only. Cheap
+    (heads and footers of files are read), but for a Criteo frequency vocabulary that does not exist yet: that takes
+    one pass over the data and writes `criteo.vocabulary_path`.
 
     Raises:
         DataError: the configuration is wrong, or the data is not as declared.
@@ -24,6 +27,26 @@ def open_schema(config: DataConfig) -> DataSchema:
     if config.kind == "synthetic":
         return describe_synthetic(config.synthetic)
     return describe_criteo(config) if config.kind == "criteo" else describe_table(config)
+
+
+def check_size(config: DataConfig, batch_size: int, world_size: int) -> None:
+    """Raise where the data is known to be too little to train on or to evaluate with, without a pass over it.
+
+    Known are the sample counts of synthetic data, and the rows of Parquet files, of which none is taken to be bad.
+    Files of text are not counted: a stream that ends too early says so.
+
+    Args:
+        config: the data, which `open_schema` accepts.
+        batch_size: samples per rank.
+        world_size: ranks.
+
+    Raises:
+        DataError: `too_short`, with one line for each split that is.
+    """
+    share = RankShare(batch_size, 0, world_size)
+    shortages = [_find_shortage(config, split, share) for split in Split]
+    if any(shortages):
+        raise DataError("\n".join(shortage for shortage in shortages if shortage), "too_short")
 
 
 def open_stream(
@@ -62,6 +85,13 @@ def open_stream(
     return BatchStream(source, config.prefetch_batches, num_epochs, is_pinned)
 
 
+def _find_shortage(config: DataConfig, split: Split, share: RankShare) -> str | None:
+    """What to say where a split is known to have no batch."""
+    if config.kind == "synthetic":
+        return find_synthetic_shortage(config.synthetic, split, share)
+    return find_table_shortage(config, split, share) if config.kind == "table" else None
+
+
 def _open_source(config: DataConfig, schema: DataSchema, split: Split, share: RankShare, seed: int) -> BatchSource:
     """The source of the configured kind."""
     if config.kind == "synthetic":
@@ -81,6 +111,6 @@ def _open_source(config: DataConfig, schema: DataSchema, split: Split, share: Ra
     )
 
 
-def _open_reader(config: DataConfig, path: str | None) -> RowReader:
+def _open_reader(config: DataConfig, path: str | None) -> RowReader[Any]:
     """The reader of the configured kind of files."""
     return open_criteo_reader(config, path) if config.kind == "criteo" else open_table_reader(config, path)

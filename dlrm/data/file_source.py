@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from dlrm.data.bad_rows import BadRowLog
-from dlrm.data.rows import Rows, concatenate
+from dlrm.data.rows import RawRows, Rows
 from dlrm.data.stream import ReadReport
 from dlrm.errors import DataError
 
@@ -26,11 +26,21 @@ class Split(StrEnum):
     EVAL = "eval"
 
 
-class RowReader(Protocol):
-    """Reads the files of a data set."""
+R = TypeVar("R", bound=RawRows)
 
-    def read(self, bad_rows: BadRowLog) -> Iterator[Rows]:
+
+class RowReader(Protocol[R]):
+    """Reads the files of a data set.
+
+    Every rank reads and judges all rows, but encodes only those of its own batches: encoding must not fail.
+    """
+
+    def read(self, bad_rows: BadRowLog) -> Iterator[R]:
         """One pass over the good rows, always the same, in chunks of bounded size; bad ones go to the log."""
+        ...
+
+    def encode(self, rows: R) -> Rows:
+        """The rows' dense values, labels and ids."""
         ...
 
 
@@ -53,10 +63,17 @@ class RankShare:
         """Rows of a global batch."""
         return self.batch_size * self.world_size
 
-    def slice(self, rows: Rows) -> Rows:
-        """This rank's rows of a global batch, whose rows are divided evenly."""
-        rows_per_rank = len(rows) // self.world_size
-        return rows.slice(self.rank * rows_per_rank, (self.rank + 1) * rows_per_rank)
+    def least_rows(self, split: Split) -> int:
+        """Rows of files that make a batch: training takes whole ones alone, evaluation any equal shares."""
+        return self.global_rows if split is Split.TRAIN else self.world_size
+
+    def index(self, num_rows: int, global_rows: int) -> npt.NDArray[np.intp]:
+        """This rank's rows among `num_rows`, [global batches, rows of a batch]; a global batch is divided evenly."""
+        if not num_rows:
+            return np.empty((0, 0), np.intp)
+        rows_per_rank = global_rows // self.world_size
+        starts = np.arange(0, num_rows, global_rows) + self.rank * rows_per_rank
+        return starts[:, None] + np.arange(rows_per_rank)
 
 
 def holdout_mask(first_number: int, num_rows: int, holdout_every: int) -> npt.NDArray[np.bool_]:
@@ -64,7 +81,19 @@ def holdout_mask(first_number: int, num_rows: int, holdout_every: int) -> npt.ND
     return (np.arange(first_number, first_number + num_rows) + 1) % holdout_every == 0
 
 
-class FileSource:
+def read_head(reader: RowReader[R], max_bad_rows: int, path: str) -> R:
+    """The first chunk that has rows.
+
+    Raises:
+        DataError: `too_short` where there is none, and what reading raises.
+    """
+    for rows in reader.read(BadRowLog(max_bad_rows)):
+        if len(rows):
+            return rows
+    raise DataError(f"{path} holds no row: correct data.path or data.eval_path.", "too_short")
+
+
+class FileSource(Generic[R]):
     """One rank's batches of files.
 
     All ranks read the same rows in the same order and judge bad rows alike, so that their batches agree in number and
@@ -73,7 +102,7 @@ class FileSource:
 
     def __init__(
         self,
-        reader: RowReader,
+        reader: RowReader[R],
         names: Sequence[str],
         split: Split,
         share: RankShare,
@@ -106,23 +135,34 @@ class FileSource:
         self._bad_rows = BadRowLog(max_bad_rows)
         self._num_rows = 0
         self._num_dropped_rows = 0
+        self._num_batches: int | None = None
+
+    @property
+    def num_batches(self) -> int | None:
+        """Batches of an epoch; None until one was read to its end."""
+        return self._num_batches
 
     def read_epoch(self, epoch: int, first_batch: int) -> Iterator[Batch]:
-        """The batches of one pass from number `first_batch` on; what lies before is read and left.
+        """The batches of one pass from number `first_batch` on; what lies before is read, but not encoded.
 
         Raises:
             DataError: `too_short` without a single batch, `position` where the pass ends before `first_batch`, and
                 what the reader raises.
         """
         self._bad_rows = BadRowLog(self._max_bad_rows)
-        self._num_rows = self._num_dropped_rows = 0
-        num_batches = 0
-        for rows in self._global_batches(self._shuffled(self._split_rows(), epoch)):
-            num_batches += 1
-            if num_batches > first_batch:
-                yield self._share.slice(rows).to_batch(self._names)
+        self._num_rows = 0
+        num_batches = num_split_rows = num_used_rows = 0
+        global_rows = self._share.global_rows
+        for group in _regroup(self._shuffled(self._split_rows(), epoch), global_rows):
+            rows = self._usable(group)
+            yield from self._batches(rows, max(0, first_batch - num_batches))
+            num_split_rows += len(group)
+            num_used_rows += len(rows)
+            num_batches += -(-len(rows) // global_rows)
         if num_batches == 0:
-            self._raise_too_short()
+            self._raise_too_short(num_split_rows)
+        self._num_dropped_rows = num_split_rows - num_used_rows
+        self._num_batches = num_batches
         if num_batches < first_batch:
             raise DataError(
                 f"The saved position is batch {first_batch} of epoch {epoch}, but the epoch has {num_batches} batches: "
@@ -131,11 +171,11 @@ class FileSource:
             )
 
     def report(self) -> ReadReport:
-        """Rows, bad rows and dropped rows of the latest pass so far."""
+        """Rows and bad rows of the latest pass so far, dropped rows of the latest that was read to its end."""
         log = self._bad_rows
         return ReadReport(self._num_rows, log.count, tuple(map(str, log.examples)), self._num_dropped_rows)
 
-    def _split_rows(self) -> Iterator[Rows]:
+    def _split_rows(self) -> Iterator[R]:
         """The rows of this split, chunk by chunk."""
         for rows in self._reader.read(self._bad_rows):
             first_number = self._num_rows
@@ -146,51 +186,63 @@ class FileSource:
             is_held_out = holdout_mask(first_number, len(rows), self._holdout_every)
             yield rows.take(np.flatnonzero(is_held_out == (self._split is Split.EVAL)))
 
-    def _shuffled(self, chunks: Iterator[Rows], epoch: int) -> Iterator[Rows]:
+    def _shuffled(self, chunks: Iterator[R], epoch: int) -> Iterator[R]:
         """Windows of `shuffle_rows` rows, each permuted; the seed depends on the epoch and the window alone."""
         if not self._shuffle_rows:
             yield from chunks
             return
-        for window, rows in enumerate(_regroup(chunks, self._shuffle_rows)):
-            generator = np.random.default_rng([self._seed, epoch, window])
-            yield rows.take(generator.permutation(len(rows)))
+        window = 0
+        for rows in _regroup(chunks, self._shuffle_rows):
+            for start in range(0, len(rows), self._shuffle_rows):
+                num_rows = min(self._shuffle_rows, len(rows) - start)
+                generator = np.random.default_rng([self._seed, epoch, window])
+                yield rows.take(start + generator.permutation(num_rows))
+                window += 1
 
-    def _global_batches(self, chunks: Iterator[Rows]) -> Iterator[Rows]:
-        """Global batches; at the end training drops what is incomplete, evaluation cuts it into equal shares."""
-        for rows in _regroup(chunks, self._share.global_rows):
-            kept = len(rows)
-            if kept < self._share.global_rows:
-                kept = 0 if self._split is Split.TRAIN else kept - kept % self._share.world_size
-                self._num_dropped_rows = len(rows) - kept
-            if kept:
-                yield rows.slice(0, kept)
+    def _usable(self, rows: R) -> R:
+        """Whole global batches; of the incomplete one at the end training keeps nothing, evaluation equal shares."""
+        if len(rows) % self._share.global_rows == 0:
+            return rows
+        return rows.slice(0, 0 if self._split is Split.TRAIN else len(rows) - len(rows) % self._share.world_size)
 
-    def _raise_too_short(self) -> None:
+    def _batches(self, rows: R, num_skipped: int) -> Iterator[Batch]:
+        """This rank's part of usable rows but for the first global batches; encoded together, which costs less."""
+        global_rows = min(self._share.global_rows, len(rows))
+        own = self._share.index(len(rows), global_rows)[num_skipped:]
+        if own.size:
+            encoded = self._reader.encode(rows.take(own.ravel()))
+            for part in encoded.split(own.shape[1]):
+                yield part.to_batch(self._names)
+
+    def _raise_too_short(self, num_split_rows: int) -> None:
         """Say how many rows there are and how many a batch takes."""
-        share = self._share
-        needed = share.global_rows if self._split is Split.TRAIN else share.world_size
+        share, needed = self._share, self._share.least_rows(self._split)
         raise DataError(
-            f"The data ended before a single {self._split} batch: {self._num_dropped_rows} of {self._num_rows} good "
+            f"The data ended before a single {self._split} batch: {num_split_rows} of {self._num_rows} good "
             f"rows ({self._bad_rows.count} bad ones left out) belong to {self._split}, a global batch needs {needed} "
             f"({share.world_size} ranks x batch size {share.batch_size}): use a smaller batch size or more data.",
             "too_short",
         )
 
 
-def _regroup(chunks: Iterator[Rows], group_rows: int) -> Iterator[Rows]:
-    """The same rows in groups of `group_rows`, the last one smaller; holds one group and one chunk at a time."""
-    parts: list[Rows] = []
+def _regroup(chunks: Iterator[R], group_rows: int) -> Iterator[R]:
+    """The same rows in multiples of `group_rows`, the last piece smaller; holds one group and one chunk at a time."""
+    parts: list[R] = []
     num_rows = 0
     for chunk in chunks:
         parts.append(chunk)
         num_rows += len(chunk)
         if num_rows < group_rows:
             continue
-        rows = concatenate(parts)
+        rows = _joined(parts)
         whole = num_rows - num_rows % group_rows
-        for start in range(0, whole, group_rows):
-            yield rows.slice(start, start + group_rows)
+        yield rows.slice(0, whole)
         parts = [rows.slice(whole, num_rows)]
         num_rows -= whole
     if num_rows:
-        yield concatenate(parts)
+        yield _joined(parts)
+
+
+def _joined(parts: list[R]) -> R:
+    """The rows of the parts; a single part is not copied."""
+    return parts[0] if len(parts) == 1 else parts[0].concatenate(parts)

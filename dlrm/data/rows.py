@@ -1,10 +1,10 @@
-"""Rows in columns: what a reader yields and what a batch is cut from."""
+"""Rows in columns: raw as a reader yields them, and encoded as a batch is made from them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -13,38 +13,45 @@ if TYPE_CHECKING:
     from dlrm.data.batches import Batch
 
 
+class RawRows(Protocol):
+    """N good rows, parsed and judged but not encoded: to select, permute and cut them costs little."""
+
+    def __len__(self) -> int:
+        """N."""
+        ...
+
+    def slice(self, start: int, stop: int) -> Self:
+        """Rows `[start, stop)`, as views where that is possible."""
+        ...
+
+    def take(self, index: npt.NDArray[np.intp]) -> Self:
+        """The rows that `index` names, in its order."""
+        ...
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Self]) -> Self:
+        """The rows of all parts, in order; there is at least one part."""
+        ...
+
+
 @dataclass(frozen=True)
 class Ragged:
     """One sparse feature of N rows.
 
     Attributes:
         values: int64 ids of all rows, one row after the other.
-        offsets: int64 [N + 1]; row i holds `values[offsets[i]:offsets[i + 1]]`; `offsets[0]` is 0.
+        lengths: int64 [N], ids of each row.
     """
 
     values: npt.NDArray[np.int64]
-    offsets: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.int64]
 
-    @property
-    def lengths(self) -> npt.NDArray[np.int64]:
-        """Ids of each row, [N]."""
-        return np.diff(self.offsets)
-
-    def slice(self, start: int, stop: int) -> Ragged:
-        """Rows `[start, stop)`."""
-        offsets = self.offsets[start : stop + 1]
-        return Ragged(self.values[offsets[0] : offsets[-1]], offsets - offsets[0])
-
-    def take(self, index: npt.NDArray[np.intp]) -> Ragged:
-        """The rows that `index` names, in its order."""
-        lengths = self.lengths
-        if len(self.values) == len(lengths) and bool((lengths == 1).all()):
-            return single_valued(self.values[index])
-        taken = lengths[index]
-        offsets = offsets_of(taken)
-        # Position within the row, plus where the row starts in the old values.
-        source = np.arange(offsets[-1]) + np.repeat(self.offsets[:-1][index] - offsets[:-1], taken)
-        return Ragged(self.values[source], offsets)
+    def split(self, num_rows: int) -> list[Ragged]:
+        """Views of `num_rows` rows each, the last one of what is left."""
+        starts = np.arange(num_rows, len(self.lengths), num_rows)
+        first_values = np.cumsum(self.lengths)[starts - 1]
+        parts = zip(np.split(self.values, first_values), np.split(self.lengths, starts), strict=True)
+        return [Ragged(*part) for part in parts]
 
 
 @dataclass(frozen=True)
@@ -61,18 +68,12 @@ class Rows:
     labels: npt.NDArray[np.float32]
     features: tuple[Ragged, ...]
 
-    def __len__(self) -> int:
-        """N."""
-        return len(self.labels)
-
-    def slice(self, start: int, stop: int) -> Rows:
-        """Rows `[start, stop)`; dense and labels are views."""
-        features = tuple(feature.slice(start, stop) for feature in self.features)
-        return Rows(self.dense[start:stop], self.labels[start:stop], features)
-
-    def take(self, index: npt.NDArray[np.intp]) -> Rows:
-        """The rows that `index` names, in its order."""
-        return Rows(self.dense[index], self.labels[index], tuple(feature.take(index) for feature in self.features))
+    def split(self, num_rows: int) -> Iterator[Rows]:
+        """Views of `num_rows` rows each, the last one of what is left."""
+        features = [feature.split(num_rows) for feature in self.features]
+        for i, start in enumerate(range(0, len(self.labels), num_rows)):
+            part = slice(start, start + num_rows)
+            yield Rows(self.dense[part], self.labels[part], tuple(feature[i] for feature in features))
 
     def to_batch(self, names: Sequence[str]) -> Batch:
         """The same samples as tensors that share no memory with these rows, keyed by the features' names."""
@@ -82,27 +83,3 @@ class Rows:
         values = np.concatenate([feature.values for feature in self.features] or [np.empty(0, np.int64)])
         lengths = np.concatenate([feature.lengths for feature in self.features] or [np.empty(0, np.int64)])
         return Batch.from_arrays(self.dense.copy(), names, values, lengths, self.labels.copy())
-
-
-def offsets_of(lengths: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
-    """Where each row's ids start, [N + 1], from the lengths [N]."""
-    offsets = np.zeros(len(lengths) + 1, np.int64)
-    np.cumsum(lengths, out=offsets[1:])
-    return offsets
-
-
-def single_valued(values: npt.NDArray[np.int64]) -> Ragged:
-    """A feature with one id in every row."""
-    return Ragged(values, np.arange(len(values) + 1))
-
-
-def concatenate(parts: Sequence[Rows]) -> Rows:
-    """The rows of all parts, in order; there must be at least one part."""
-    if len(parts) == 1:
-        return parts[0]
-    features = tuple(
-        Ragged(np.concatenate([f.values for f in column]), offsets_of(np.concatenate([f.lengths for f in column])))
-        for column in zip(*(part.features for part in parts), strict=True)
-    )
-    dense = np.concatenate([part.dense for part in parts])
-    return Rows(dense, np.concatenate([part.labels for part in parts]), features)

@@ -25,7 +25,8 @@ class ReadReport:
         num_rows: good rows read, of both splits.
         num_bad_rows: rows left out because they cannot be read.
         bad_rows: the first of them as `file:line: why`.
-        num_dropped_rows: rows at the end that fill no global batch (training), or no equal share of one (evaluation).
+        num_dropped_rows: rows at the end of an epoch that fill no global batch (training), or no equal share of one
+            (evaluation); 0 until an epoch was read to its end, from then on that of the latest one.
     """
 
     num_rows: int = 0
@@ -36,6 +37,11 @@ class ReadReport:
 
 class BatchSource(Protocol):
     """Makes one rank's batches of an epoch; the number of batches must be the same on every rank."""
+
+    @property
+    def num_batches(self) -> int | None:
+        """Batches of an epoch; None while that is not known."""
+        ...
 
     def read_epoch(self, epoch: int, first_batch: int) -> Iterator[Batch]:
         """The batches of an epoch from number `first_batch` on; raises `DataError` where the epoch is shorter."""
@@ -99,6 +105,11 @@ class BatchStream:
     def __exit__(self, *_: object) -> None:
         """Close."""
         self.close()
+
+    @property
+    def num_batches(self) -> int | None:
+        """Batches of one epoch: known at once for synthetic data, for files once an epoch was read to its end."""
+        return self._source.num_batches
 
     def position(self) -> dict[str, int]:
         """Where the consumer stands, for JSON: batches it TOOK of this epoch, whatever was made ahead."""

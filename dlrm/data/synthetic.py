@@ -53,9 +53,12 @@ class SyntheticSource:
         self._teacher = Teacher(config.seed, config.num_dense, self._zipf.head_mass(LEARNABLE_ROWS))
         self._drift = DriftSchedule(tables, config.drift)
         self._split, self._share, self._seed = split, share, seed
-        num_samples = config.num_samples if split is Split.TRAIN else config.num_eval_samples
-        self.num_batches = _num_batches(num_samples, split, share)
-        self._num_dropped_rows = num_samples - self.num_batches * share.global_rows
+        shortage = find_synthetic_shortage(config, split, share)
+        if shortage:
+            raise DataError(shortage, "too_short")
+        _, num_samples = _num_samples(config, split)
+        self.num_batches = num_samples // share.global_rows
+        self._num_dropped_rows = num_samples % share.global_rows
 
     def read_epoch(self, epoch: int, first_batch: int) -> Iterator[Batch]:
         """The batches of an epoch from number `first_batch` on."""
@@ -98,17 +101,21 @@ class SyntheticSource:
         return table, (ranks + traffic.first_rows[table]) % self._num_embeddings[table]
 
 
-def _num_batches(num_samples: int, split: Split, share: RankShare) -> int:
-    """Whole global batches in an epoch; raises where there is none."""
-    num_batches = num_samples // share.global_rows
-    if num_batches:
-        return num_batches
-    key = "num_samples" if split is Split.TRAIN else "num_eval_samples"
-    raise DataError(
+def find_synthetic_shortage(config: SyntheticConfig, split: Split, share: RankShare) -> str | None:
+    """What to say where an epoch has not a single whole global batch; None where it has one."""
+    key, num_samples = _num_samples(config, split)
+    if num_samples >= share.global_rows:
+        return None
+    return (
         f"data.synthetic.{key} = {num_samples} is less than one global batch of {share.global_rows} samples "
-        f"({share.world_size} ranks x batch size {share.batch_size}): raise it or lower the batch size.",
-        "too_short",
+        f"({share.world_size} ranks x batch size {share.batch_size}): raise it or lower the batch size."
     )
+
+
+def _num_samples(config: SyntheticConfig, split: Split) -> tuple[str, int]:
+    """The key that says how many samples an epoch has, and what it says."""
+    key = "num_samples" if split is Split.TRAIN else "num_eval_samples"
+    return key, getattr(config, key)
 
 
 def _draw_lengths(

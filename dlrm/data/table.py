@@ -9,12 +9,51 @@ import numpy.typing as npt
 
 from dlrm.data.bad_rows import BadRow, BadRowLog
 from dlrm.data.config import DataConfig, TableConfig
+from dlrm.data.file_source import RankShare, Split, read_head
 from dlrm.data.files import list_files
-from dlrm.data.rows import Ragged, Rows
+from dlrm.data.rows import Rows
 from dlrm.data.schema import DataSchema, FeatureSpec
-from dlrm.data.table_columns import Numbers, split_lists, to_ids, to_numbers
-from dlrm.data.table_files import SUFFIXES, TableChunk, read_chunks
-from dlrm.errors import DataError
+from dlrm.data.table_columns import Numbers, to_numbers
+from dlrm.data.table_files import SUFFIXES, TableChunk, check_columns, count_parquet_rows, read_chunks
+from dlrm.data.table_ids import RawColumn, split_lists
+
+
+@dataclass(frozen=True)
+class TableRows:
+    """N good rows.
+
+    Attributes:
+        labels: float32 [N], 0 or 1.
+        dense: float32 [N, D].
+        columns: the categorical columns, in the order of the configuration.
+    """
+
+    labels: npt.NDArray[np.float32]
+    dense: npt.NDArray[np.float32]
+    columns: tuple[RawColumn, ...]
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self.labels)
+
+    def slice(self, start: int, stop: int) -> "TableRows":
+        """Rows `[start, stop)`, as views."""
+        columns = tuple(column.slice(start, stop) for column in self.columns)
+        return TableRows(self.labels[start:stop], self.dense[start:stop], columns)
+
+    def take(self, index: npt.NDArray[np.intp]) -> "TableRows":
+        """The rows that `index` names, in its order."""
+        return TableRows(self.labels[index], self.dense[index], tuple(column.take(index) for column in self.columns))
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["TableRows"]) -> "TableRows":
+        """The rows of all parts, in order."""
+        columns = zip(*(part.columns for part in parts), strict=True)
+        return cls(
+            np.concatenate([part.labels for part in parts]),
+            np.concatenate([part.dense for part in parts]),
+            tuple(RawColumn.concatenate(column) for column in columns),
+        )
 
 
 @dataclass(frozen=True)
@@ -24,12 +63,31 @@ class TableReader:
     files: list[Path]
     config: TableConfig
 
-    def read(self, bad_rows: BadRowLog) -> Iterator[Rows]:
+    @property
+    def columns(self) -> list[str]:
+        """The declared columns."""
+        return list(dict.fromkeys([self.config.label, *dense_names(self.config), *self.config.categorical]))
+
+    def read(self, bad_rows: BadRowLog) -> Iterator[TableRows]:
         """One pass over the good rows; bad ones lack a label of 0 or 1, or have a dense value that is no number."""
-        columns = list(dict.fromkeys([self.config.label, *dense_names(self.config), *self.config.categorical]))
         for file in self.files:
-            for chunk in read_chunks(file, columns):
+            for chunk in read_chunks(file, self.columns):
                 yield _to_rows(chunk, self.config, bad_rows)
+
+    def encode(self, rows: TableRows) -> Rows:
+        """The rows with ids."""
+        return Rows(rows.dense, rows.labels, tuple(column.encode() for column in rows.columns))
+
+    def check_columns(self) -> None:
+        """Raise where a footer or header shows that a file lacks a declared column, or is no table."""
+        for file in self.files:
+            check_columns(file, self.columns)
+
+    def count_rows(self) -> int | None:
+        """The rows, good and bad, that footers tell of; None where a file is a CSV."""
+        counts = [count_parquet_rows(file) for file in self.files]
+        known = [count for count in counts if count is not None]
+        return sum(known) if len(known) == len(counts) else None
 
 
 def dense_names(config: TableConfig) -> tuple[str, ...]:
@@ -43,23 +101,47 @@ def open_table_reader(config: DataConfig, path: str | None) -> TableReader:
 
 
 def describe_table(config: DataConfig) -> DataSchema:
-    """The schema, with pooling factors measured on the first chunk that has rows.
+    """The schema, with pooling factors measured on the first chunk that has rows; looks at the files' heads alone.
 
     Raises:
-        DataError: what reading raises; `too_short` without any row.
+        DataError: what reading raises; `too_short` without any row to train on, or in `eval_path`.
     """
-    reader = open_table_reader(config, config.path)
-    head = next((rows for rows in reader.read(BadRowLog(config.max_bad_rows)) if len(rows)), None)
-    if head is None:
-        raise DataError(f"{config.path} holds no row: there is nothing to train on.", "too_short")
+    if config.eval_path is not None:
+        _read_head(config, config.eval_path)
+    head = _read_head(config, config.path)
     features = tuple(
-        FeatureSpec(name, num_embeddings, pooling_factor=len(column.values) / len(head))
-        for (name, num_embeddings), column in zip(config.table.categorical.items(), head.features, strict=True)
+        FeatureSpec(name, column.num_embeddings, pooling_factor=len(column.values) / len(head))
+        for name, column in zip(config.table.categorical, head.columns, strict=True)
     )
     return DataSchema(dense_names(config.table), features)
 
 
-def _to_rows(chunk: TableChunk, config: TableConfig, bad_rows: BadRowLog) -> Rows:
+def find_table_shortage(config: DataConfig, split: Split, share: RankShare) -> str | None:
+    """What to say where footers tell of too few rows for a batch, even if none is bad; None where they do not."""
+    is_apart = config.eval_path is not None
+    path = config.eval_path if is_apart and split is Split.EVAL else config.path
+    num_rows = open_table_reader(config, path).count_rows()
+    if num_rows is None:
+        return None
+    num_held_out = 0 if is_apart else num_rows // config.holdout_every
+    num_split_rows = num_held_out if split is Split.EVAL and not is_apart else num_rows - num_held_out
+    needed = share.least_rows(split)
+    if num_split_rows >= needed:
+        return None
+    return (
+        f"{path} has {num_rows} rows, of which at most {num_split_rows} belong to {split}, a batch needs {needed} "
+        f"({share.world_size} ranks x batch size {share.batch_size}): use a smaller batch size or more data."
+    )
+
+
+def _read_head(config: DataConfig, path: str | None) -> TableRows:
+    """The first chunk that has rows, after a look at the columns of every file."""
+    reader = open_table_reader(config, path)
+    reader.check_columns()
+    return read_head(reader, config.max_bad_rows, str(path))
+
+
+def _to_rows(chunk: TableChunk, config: TableConfig, bad_rows: BadRowLog) -> TableRows:
     """The good rows of a chunk."""
     label = to_numbers(chunk.columns[config.label], config.label)
     labels, is_bad_label = _labels(label, config.label_at_least)
@@ -67,7 +149,7 @@ def _to_rows(chunk: TableChunk, config: TableConfig, bad_rows: BadRowLog) -> Row
     dense = [to_numbers(chunk.columns[name], name) for name in names]
     is_bad = [is_bad_label, *(numbers.is_bad for numbers in dense)]
     is_good = _log_bad(chunk, (config.label, *names), is_bad, bad_rows)
-    rows = Rows(_dense(dense, len(config.dense), len(labels)), labels, _features(chunk, config))
+    rows = TableRows(labels, _dense(dense, len(config.dense), len(labels)), _raw_columns(chunk, config))
     return rows if is_good.all() else rows.take(np.flatnonzero(is_good))
 
 
@@ -90,15 +172,15 @@ def _dense(columns: Sequence[Numbers], num_plain: int, num_rows: int) -> npt.NDA
     return dense
 
 
-def _features(chunk: TableChunk, config: TableConfig) -> tuple[Ragged, ...]:
+def _raw_columns(chunk: TableChunk, config: TableConfig) -> tuple[RawColumn, ...]:
     """The categorical columns, in the order of the configuration."""
-    features = []
+    columns = []
     for name, num_embeddings in config.categorical.items():
         column = chunk.columns[name]
         if name in config.csv_lists:
             column = split_lists(column, config.csv_list_separator)
-        features.append(to_ids(column, num_embeddings, name))
-    return tuple(features)
+        columns.append(RawColumn.of(column, num_embeddings, name))
+    return tuple(columns)
 
 
 def _log_bad(

@@ -1,8 +1,8 @@
 """Chunks of declared columns from Parquet and CSV files, in bounded memory, with the place of every row."""
 
 import csv
-import difflib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from dlrm.data.bad_rows import BadRow
 from dlrm.data.files import LineBlock, read_line_blocks
+from dlrm.data.hints import did_you_mean
 from dlrm.errors import DataError
 
 SUFFIXES = (".parquet", ".csv", ".csv.gz")
@@ -45,27 +46,50 @@ def read_chunks(path: Path, columns: Sequence[str]) -> Iterator[TableChunk]:
     Raises:
         DataError: `missing_column`, with the columns there are; `unreadable` where the file is not what its name says.
     """
-    read: Callable[[Path, Sequence[str]], Iterator[TableChunk]]
-    read = _read_parquet if path.suffix == ".parquet" else _read_csv
+    with _named(path):
+        yield from _read_parquet(path, columns) if _is_parquet(path) else _read_csv(path, columns)
+
+
+def check_columns(path: Path, columns: Sequence[str]) -> None:
+    """Raise for what the file's footer or first line already shows to be wrong.
+
+    Raises:
+        DataError: `missing_column`; `unreadable` where the file is not what its name says.
+    """
+    with _named(path):
+        if _is_parquet(path):
+            _check_columns(path, pq.read_schema(path).names, columns)
+        elif (first := next(read_line_blocks(path), None)) is not None:
+            _check_columns(path, _header(first)[0], columns)
+
+
+def count_parquet_rows(path: Path) -> int | None:
+    """The rows that a Parquet file's footer tells of; None for a CSV, which would have to be read."""
+    with _named(path):
+        return pq.read_metadata(path).num_rows if _is_parquet(path) else None
+
+
+def _is_parquet(path: Path) -> bool:
+    return path.suffix == ".parquet"
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """What goes wrong within names the file."""
     try:
-        yield from read(path, columns)
+        yield
     except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read: {error}", "unreadable") from error
 
 
 def _check_columns(path: Path, found: Sequence[str], columns: Sequence[str]) -> None:
     """Raise for every declared column that the file lacks, at once."""
-    missing = [name for name in columns if name not in found]
-    if not missing:
-        return
-    hints = []
-    for name in missing:
-        close = difflib.get_close_matches(name, found, n=1)
-        hints.append(f"{name!r}" + (f" (did you mean {close[0]!r}?)" if close else ""))
-    raise DataError(
-        f"{path} has no column {', '.join(hints)}; its columns are: {', '.join(found)}. Correct data.table.",
-        "missing_column",
-    )
+    missing = [f"{name!r}{did_you_mean(name, found)}" for name in columns if name not in found]
+    if missing:
+        raise DataError(
+            f"{path} has no column {', '.join(missing)}; its columns are: {', '.join(found)}. Correct data.table.",
+            "missing_column",
+        )
 
 
 def _read_parquet(path: Path, columns: Sequence[str]) -> Iterator[TableChunk]:
@@ -84,12 +108,17 @@ def _read_csv(path: Path, columns: Sequence[str]) -> Iterator[TableChunk]:
     header: list[str] = []
     for block in read_line_blocks(path):
         if not header:
-            first, _, rest = block.data.partition(b"\n")
-            header = next(csv.reader([first.decode("utf-8-sig").rstrip("\r")]), [])
+            header, block = _header(block)
             _check_columns(path, header, columns)
-            block = LineBlock(block.path, block.first_line + 1, rest)
         if block.data.strip():
             yield _parse_csv(block, header, columns)
+
+
+def _header(block: LineBlock) -> tuple[list[str], LineBlock]:
+    """The columns that a file's first line names, and the lines of its first block after it."""
+    first, _, rest = block.data.partition(b"\n")
+    names = next(csv.reader([first.decode("utf-8-sig").rstrip("\r")]), [])
+    return names, LineBlock(block.path, block.first_line + 1, rest)
 
 
 def _parse_csv(block: LineBlock, header: list[str], columns: Sequence[str]) -> TableChunk:

@@ -5,12 +5,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from launcher.preparation import Task
+from launcher.preparation import Prepared
 from launcher.run_dir import RunDir
 from launcher.views.health import LearningHealth
 from launcher.views.tensorboard import TensorBoardView
 from launcher.views.terminal import Terminal
-from planner.search.registry import PlanResult
 
 
 class Observer(Protocol):
@@ -51,13 +50,13 @@ class RecordFile:
 
 
 @contextmanager
-def open_observers(run: RunDir, terminal: Terminal, task: Task, planned: PlanResult) -> Iterator[Observers]:
+def open_observers(run: RunDir, terminal: Terminal, prepared: Prepared) -> Iterator[Observers]:
     """All observers of a run; their files are closed at the end."""
     records = RecordFile(run)
     board = TensorBoardView(run.tensorboard)
     try:
-        board.show_plan(planned, task)
-        with terminal.follow(task.config) as line:
+        board.show_plan(prepared.planned, prepared.task)
+        with terminal.follow() as line:
             yield Observers([records, board, line])
     finally:
         board.close()

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from launcher.views.tables import human_bytes, make_table
 from planner.search.registry import PlanResult
+from planner.sharding import ShardingType
 from planner.tables import TableSpec
 from planner.topology import Topology
 
@@ -56,19 +57,21 @@ def plan_markdown(planned: PlanResult) -> str:
     return "\n".join([*head, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
-def rank_table_cost(planned: PlanResult, tables: Sequence[TableSpec]) -> np.ndarray:
-    """Bytes that a rank gathers from each table for one sample: `[W, T]`, tables in the plan's order.
+def gathered_bytes(planned: PlanResult, tables: Sequence[TableSpec]) -> np.ndarray:
+    """Bytes that each rank gathers from each table for one global sample: `[W, T]`, tables in the plan's order.
 
-    Rows of a row-wise shard are taken as equally hot.
+    A replica serves its own rank's samples only; rows of a row-wise shard are taken as equally hot.
     """
+    weight_bytes = planned.problem.workload.weight_bytes
     plan = planned.plan
     specs = {table.name: table for table in tables}
     gathered = np.zeros((plan.world_size, len(plan.tables)))
     for column, placement in enumerate(plan.tables):
         table = specs[placement.name]
-        ids = table.pooling_factor * len(table.feature_names)
+        is_replicated = placement.sharding_type is ShardingType.DATA_PARALLEL
+        ids = table.pooling_factor * len(table.feature_names) / (plan.world_size if is_replicated else 1)
         for shard in placement.shards:
-            gathered[shard.rank, column] += ids * shard.num_cols * 4 * shard.num_rows / table.num_embeddings
+            gathered[shard.rank, column] += ids * shard.num_cols * weight_bytes * shard.num_rows / table.num_embeddings
     return gathered
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from launcher.run_dir import RunDir
-from launcher.views.tables import human_bytes, make_table
+from launcher.views.tables import human_bytes, make_table, number
 
 MOST_RANKS = 32
 
@@ -25,17 +25,18 @@ def read_report(path: Path) -> dict[str, Any]:
     """
     run = RunDir(path)
     try:
-        status = run.read_json("status.json")
-    except FileNotFoundError:
+        status, records = run.read_json("status.json"), list(run.records())
+    except OSError:
         raise NoRunError(f"{path} is not the folder of a run: it has no status.json") from None
-    records = list(run.records())
+    except ValueError as error:
+        raise NoRunError(f"{path}: status.json or records.jsonl is broken: {error}") from error
     windows = [record for record in records if record["kind"] == "window"]
     evaluations = [record for record in records if record["kind"] == "evaluation"]
     held_out = evaluations[-1] if evaluations else {}
     imbalances = [value for value in map(window_imbalance, windows) if value is not None]
     step_ms = [max(column(window, "step_ms")) for window in windows]
     return {
-        "steps": records[-1]["step"] if records else 0,
+        "steps": max((record["step"] for record in records), default=status["step"]),
         "qps": median(window["qps"] for window in windows) if windows else None,
         "loss": held_out.get("loss"),
         "ne": held_out.get("ne"),
@@ -62,10 +63,11 @@ def render_report(report: dict[str, Any], path: Path) -> Iterator[Table | str]:
     yield make_table("balance", _BALANCE_COLUMNS, _balance_rows(report), left=1)
     if report["imbalance"]:
         shown = report["imbalance"]
-        estimated = report["plans"][-1]["imbalance"] if report["plans"] else float("nan")
+        estimated = [rank["estimated_lookup_forward_ms"] for rank in report["ranks"]]
+        promised = max(estimated) * len(estimated) / sum(estimated)
         yield (
             f"imbalance of lookups (max / mean): first {shown['first']:.2f}, last {shown['last']:.2f}, "
-            f"max {shown['max']:.2f}; of the plan's estimate {estimated:.2f}"
+            f"max {shown['max']:.2f}; estimated {promised:.2f}"
         )
     if report["step_ms"]:
         share = report["data_wait_ms"] / report["step_ms"]["median"]
@@ -74,9 +76,12 @@ def render_report(report: dict[str, Any], path: Path) -> Iterator[Table | str]:
             f"(p95 {report['step_ms']['p95']:.1f}), waiting for data {share:.1%} of it"
         )
     if report["auc"] is not None:
-        yield f"held-out: AUC {report['auc']:.4f}, NE {report['ne']:.4f}, loss {report['loss']:.4f}"
+        auc, ne, loss = (number(report[name], 4) for name in ("auc", "ne", "loss"))
+        yield f"held-out: AUC {auc}, NE {ne}, loss {loss}"
     yield from (f"warning: {message}" for message in report["warnings"])
     yield f"{report['result']} after {report['steps']} steps: {path}"
+    if report["message"]:
+        yield report["message"].splitlines()[0]
 
 
 def column(window: dict[str, Any], name: str) -> list[float]:

@@ -21,7 +21,7 @@ def make_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]
     """A table whose first `left` columns are words, flush left, and the others numbers, flush right."""
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for index, name in enumerate(columns):
-        table.add_column(name, justify="left" if index < left else "right", overflow="fold")
+        table.add_column(name, justify="left" if index < left else "right", overflow="fold", no_wrap=index == 0)
     for row in rows:
         table.add_row(*row)
     return table
@@ -49,3 +49,8 @@ def human_seconds(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def number(value: float | None, digits: int) -> str:
+    """A number, or a dash where there is none."""
+    return "-" if value is None else f"{value:.{digits}f}"

@@ -7,7 +7,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from launcher.preparation import Task
 from launcher.views.heatmap import draw_heat_map
-from launcher.views.plan import plan_markdown, rank_table_cost
+from launcher.views.plan import gathered_bytes, plan_markdown
 from planner.search.registry import PlanResult
 
 # Beyond this many ranks a chart shows fastest, mean and slowest instead of a line a rank.
@@ -24,7 +24,7 @@ class TensorBoardView:
     def show_plan(self, planned: PlanResult, task: Task, step: int = 0) -> None:
         """A plan as text and as a heat map of ranks x tables."""
         self._writer.add_text("plan/tables", plan_markdown(planned), step)
-        image = draw_heat_map(rank_table_cost(planned, task.tables))
+        image = draw_heat_map(gathered_bytes(planned, task.tables))
         self._writer.add_image("plan/gathered_bytes_rank_x_table", image, step, dataformats="HWC")
         self._writer.add_scalar("plan/estimated_step_ms", planned.cost.step_ms, step)
         self._writer.add_scalar("plan/estimated_imbalance", planned.cost.imbalance, step)

@@ -10,12 +10,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from launcher.preparation import Task
-from launcher.schema import RunConfig
+from launcher.preparation import Prepared
 from launcher.views.plan import render_plan
-from launcher.views.tables import human_seconds
-from planner.search.registry import PlanResult
-from planner.topology import Topology
+from launcher.views.tables import human_seconds, number
 
 # Where the output is not a terminal, lines come no faster than this.
 PLAIN_INTERVAL_S = 5.0
@@ -30,10 +27,12 @@ class Terminal:
     def __init__(self, console: Console) -> None:
         self.console = console
 
-    def show_plan(self, planned: PlanResult, task: Task, topology: Topology) -> None:
-        """The plan as tables."""
-        for part in render_plan(planned, task.tables, topology):
+    def show_plan(self, prepared: Prepared) -> None:
+        """The plan as tables, and notes on its figures."""
+        for part in render_plan(prepared.planned, prepared.task.tables, prepared.topology):
             self.console.print(part)
+        for note in prepared.notes:
+            self.console.print(f"note: {note}")
 
     def show_run(self, path: Path) -> None:
         """Where the run's records are."""
@@ -41,22 +40,22 @@ class Terminal:
         self.console.print(f"watch it:   tensorboard --logdir {path.parent}", soft_wrap=True)
 
     @contextmanager
-    def follow(self, config: RunConfig) -> Iterator["LiveLine | PlainLines"]:
+    def follow(self) -> Iterator["LiveLine | PlainLines"]:
         """A view that shows progress until the context ends."""
         if not self.console.is_terminal:
             self.console.print(STARTING)
-            yield PlainLines(self.console, config)
+            yield PlainLines(self.console)
             return
         with Live(Text(STARTING), console=self.console, refresh_per_second=4) as live:
-            yield LiveLine(self.console, config, live)
+            yield LiveLine(self.console, live)
 
 
 class LiveLine:
     """One line that is overwritten with the newest window."""
 
-    def __init__(self, console: Console, config: RunConfig, live: Live) -> None:
+    def __init__(self, console: Console, live: Live) -> None:
         self._console, self._live = console, live
-        self._pace = Pace(config.train.steps)
+        self._pace = Pace()
 
     def show(self, record: dict[str, Any]) -> None:
         """See Observer."""
@@ -69,9 +68,9 @@ class LiveLine:
 class PlainLines:
     """Now and then a line; every evaluation and warning."""
 
-    def __init__(self, console: Console, config: RunConfig) -> None:
+    def __init__(self, console: Console) -> None:
         self._console = console
-        self._pace = Pace(config.train.steps)
+        self._pace = Pace()
         self._next = 0.0
 
     def show(self, record: dict[str, Any]) -> None:
@@ -86,20 +85,19 @@ class PlainLines:
 
 
 class Pace:
-    """Estimates when a run of known length ends, from the steps since its first window."""
+    """Estimates when a run ends, from the steps since its first window."""
 
-    def __init__(self, steps: int | None) -> None:
-        self.steps = steps
+    def __init__(self) -> None:
         self._first: tuple[int, float] | None = None
 
-    def eta(self, step: int) -> str:
-        """`eta m:ss`, or nothing where the number of steps is unknown."""
+    def eta(self, step: int, total_steps: int | None) -> str:
+        """`eta m:ss`, or nothing while the number of steps or the speed is unknown."""
         now = time.monotonic()
         if self._first is None:
             self._first = (step, now)
-        if self.steps is None or step == self._first[0]:
+        if total_steps is None or step == self._first[0]:
             return ""
-        seconds = (now - self._first[1]) / (step - self._first[0]) * (self.steps - step)
+        seconds = (now - self._first[1]) / (step - self._first[0]) * (total_steps - step)
         return f"  eta {human_seconds(seconds)}"
 
 
@@ -110,10 +108,12 @@ def render_window(record: dict[str, Any], pace: Pace) -> str:
         times = f"{min(step_ms):.1f}-{max(step_ms):.1f}"
     else:
         times = "/".join(f"{ms:.1f}" for ms in step_ms)
-    of = f"/{pace.steps}" if pace.steps else ""
+    total = record["total_steps"]
+    of = f"/{total}" if total else ""
+    loss, ne, auc = number(record["loss"], 4), number(record["ne"], 3), number(record["auc"], 3)
     return (
-        f"step {record['step']}{of}  loss {record['loss']:.4f}  NE {number(record['ne'], 3)}"
-        f"  AUC {number(record['auc'], 3)}  {record['qps']:,.0f} samples/s  step {times} ms{pace.eta(record['step'])}"
+        f"step {record['step']}{of}  loss {loss}  NE {ne}  AUC {auc}  {record['qps']:,.0f} samples/s"
+        f"  step {times} ms{pace.eta(record['step'], total)}"
     )
 
 
@@ -121,13 +121,8 @@ def render_event(record: dict[str, Any]) -> str:
     """An evaluation or a warning as text."""
     if record["kind"] == "evaluation":
         return (
-            f"held-out at step {record['step']}: loss {record['loss']:.4f}  NE {number(record['ne'], 3)}"
+            f"held-out at step {record['step']}: loss {number(record['loss'], 4)}  NE {number(record['ne'], 3)}"
             f"  AUC {number(record['auc'], 3)}  calibration {number(record['calibration'], 3)}"
             f"  ({record['samples']:,} samples)"
         )
     return f"{record['kind']} at step {record['step']}: {record['message']}"
-
-
-def number(value: float | None, digits: int) -> str:
-    """A number, or a dash where there is none."""
-    return "-" if value is None else f"{value:.{digits}f}"

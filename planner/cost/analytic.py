@@ -204,8 +204,8 @@ def _exchange_s(
     """
     topology, devices = problem.topology, problem.devices
     peers, others = devices.node_size - 1, topology.world_size - devices.node_size
-    intra_received = (intra @ devices.is_member)[..., devices.node_index] - intra
-    inter_received = inter.sum(axis=-1, keepdims=True) - (inter @ devices.is_member)[..., devices.node_index]
+    intra_received = devices.node_sums(intra) - intra
+    inter_received = inter.sum(axis=-1, keepdims=True) - devices.node_sums(inter)
     return np.maximum(
         _link_s(topology.intra_node, peers * intra, intra_received, num_collectives * (peers > 0)),
         _link_s(topology.inter_node, others * inter, inter_received, num_collectives * (others > 0)),

@@ -88,11 +88,13 @@ class _Forms:
 
     def __init__(self, starts: list[int], rows: list[tuple[float, ...]]) -> None:
         columns = np.array(rows, dtype=np.float64).T
-        table, type_code, rank = (column.astype(np.int64) for column in columns[:3])
+        table, type_code = (column.astype(np.int64) for column in columns[:2])
+        # All nodes that a form may use are equal, so any rank stands for all.
+        rank = np.zeros_like(table)
         self.starts = np.array(starts, dtype=np.int64)
-        self.num_shards = columns[3]
-        self.mean_shard = ShardArrays(table, rank, type_code, columns[4], columns[5])
-        self.largest_shard = ShardArrays(table, rank, type_code, columns[6], columns[7])
+        self.num_shards = columns[2]
+        self.mean_shard = ShardArrays(table, rank, type_code, columns[3], columns[4])
+        self.largest_shard = ShardArrays(table, rank, type_code, columns[5], columns[6])
 
     @classmethod
     def of(cls, problem: PlanningProblem, tables: tuple[TableSpec, ...]) -> "_Forms":
@@ -111,17 +113,17 @@ class _Forms:
 
 
 def _forms(problem: PlanningProblem, table: TableSpec) -> list[tuple[float, ...]]:
-    """Each form: table, type, rank, number of shards, mean shard's rows and columns, largest shard's."""
+    """Each form: table, type, number of shards, mean shard's rows and columns, largest shard's."""
     topology, rule = problem.topology, problem.rules[table.name]
     rows, cols, index = table.num_embeddings, table.embedding_dim, problem.index_of[table.name]
     num_quads = cols // DIM_MULTIPLE
-    groups = {len(topology.ranks_of(node)): topology.ranks_of(node)[0] for node in topology.nodes}
-    shapes = [(ShardingType.TABLE_WISE, 0, 1, 1), (ShardingType.DATA_PARALLEL, 0, topology.world_size, 1)]
-    shapes += [(ShardingType.COLUMN_WISE, 0, count, count) for count in range(1, num_quads + 1)]
-    shapes += [(ShardingType.TABLE_ROW_WISE, rank, size, size) for size, rank in groups.items()]
-    shapes.append((ShardingType.ROW_WISE, 0, topology.world_size, topology.world_size))
+    world_size, local_size = topology.world_size, topology.local_world_size
+    shapes = [(ShardingType.TABLE_WISE, 1, 1), (ShardingType.DATA_PARALLEL, world_size, 1)]
+    shapes += [(ShardingType.COLUMN_WISE, count, count) for count in range(1, num_quads + 1)]
+    shapes += [(ShardingType.ROW_WISE, world_size, world_size)]
+    shapes += [] if local_size is None else [(ShardingType.TABLE_ROW_WISE, local_size, local_size)]
     found: list[tuple[float, ...]] = []
-    for sharding_type, rank, num_shards, cuts in shapes:
+    for sharding_type, num_shards, cuts in shapes:
         if rule.sharding_types is not None and sharding_type not in rule.sharding_types:
             continue
         if sharding_type is ShardingType.DATA_PARALLEL and not is_data_parallel_legal(problem.workload.optimizer):
@@ -131,5 +133,5 @@ def _forms(problem: PlanningProblem, table: TableSpec) -> list[tuple[float, ...]
             sizes = (rows, cols / cuts, rows, -(-num_quads // cuts) * DIM_MULTIPLE)
         elif sharding_type is not ShardingType.TABLE_WISE:
             sizes = (rows / cuts, cols, -(-rows // cuts), cols)
-        found.append((index, TYPE_CODE[sharding_type], rank, num_shards, *sizes))
+        found.append((index, TYPE_CODE[sharding_type], num_shards, *sizes))
     return found

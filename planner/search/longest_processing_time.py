@@ -13,11 +13,13 @@ from planner.plan import ShardingPlan
 from planner.problem import PlanningProblem
 from planner.search.placement import (
     Choice,
+    SlotPrices,
     Unit,
     UnitOption,
     build_units,
-    choose_ranks,
+    choose_option,
     no_room,
+    price_options,
     run_passes,
     smallest_bytes,
 )
@@ -45,7 +47,9 @@ class LongestProcessingTime:
     def plan(self, problem: PlanningProblem) -> ShardingPlan:
         """The plan of the rule; raises InfeasibleError."""
         units = build_units(problem)
-        loads = {unit.names: unit.options[0].slot_loads(problem, self.estimator).sum(axis=0) for unit in units}
+        loads = {
+            unit.names: price_options(problem, self.estimator, unit.options[:1])[0].loads.sum(axis=0) for unit in units
+        }
         per_load = np.max([bound.of_shard.sum(axis=0) for bound in self.estimator.linear_bounds(problem)], axis=0)
         units = tuple(sorted(units, key=lambda unit: -float(loads[unit.names] @ per_load)))
 
@@ -61,11 +65,10 @@ class LongestProcessingTime:
 
 
 class _Candidate(NamedTuple):
-    """A choice with the bytes [num_shards] and loads [num_shards, K] that it adds."""
+    """A choice with what it adds to its ranks."""
 
     choice: Choice
-    num_bytes: NDArray[np.int64]
-    loads: NDArray[np.float64]
+    prices: SlotPrices
 
 
 class _Placing:
@@ -93,41 +96,29 @@ class _Placing:
             raise no_room(self.problem, unit, self.free_bytes)
         loads = np.repeat(self.loads[None], len(candidates), axis=0)
         for after, candidate in zip(loads, candidates, strict=True):
-            np.add.at(after, np.asarray(candidate.choice.ranks), candidate.loads)
+            after[np.asarray(candidate.choice.ranks)] += candidate.prices.loads
         best = int(self._levels_ms(loads, loads_after).argmin())
         self.loads = loads[best]
-        self.free_bytes[np.asarray(candidates[best].choice.ranks)] -= candidates[best].num_bytes
+        self.free_bytes[np.asarray(candidates[best].choice.ranks)] -= candidates[best].prices.num_bytes
         return candidates[best].choice
 
     def _candidates(self, unit: Unit, bytes_after: int) -> list[_Candidate]:
         """One candidate for each type and number of shards that fits now and leaves the bytes to come."""
-        own_ms = self._own_ms(self.loads)
-        found: dict[tuple[str, int], _Candidate] = {}
-        options = unit.options
-        if len(options) > 1:
-            options = tuple(sorted(options, key=lambda option: 0.0 if option.is_free else _mean_at(own_ms, option)))
-        for option in options:
-            if (option.sharding_type, option.num_shards) in found:
-                continue
-            candidate = self._candidate(unit, option)
-            if candidate is not None:
-                found[option.sharding_type, option.num_shards] = candidate
-        in_order = [found[key] for key in _keys(unit) if key in found]
+        firsts = [options[0] for options in unit.choices]
+        prices = price_options(self.problem, self.estimator, firsts)
+        found = []
+        for options, price, key in zip(unit.choices, prices, self._keys_ms(firsts, prices), strict=True):
+            chosen = choose_option(options, price.num_bytes, self.free_bytes, key)
+            if chosen is not None:
+                found.append(_Candidate(Choice(unit, *chosen), price))
         left = int(self.free_bytes.sum()) - bytes_after
-        return [each for each in in_order if int(each.num_bytes.sum()) <= left] or in_order[:1]
+        return [each for each in found if int(each.prices.num_bytes.sum()) <= left] or found[:1]
 
-    def _candidate(self, unit: Unit, option: UnitOption) -> _Candidate | None:
-        num_bytes = option.slot_bytes(self.problem)
-        if option.is_free:
-            slot_loads = option.slot_loads(self.problem, self.estimator)
-            key = self._own_ms(self.loads + slot_loads[0])
-        else:
-            key = np.zeros(len(self.free_bytes))
-        ranks = choose_ranks(option, num_bytes, self.free_bytes, key)
-        if ranks is None:
-            return None
-        loads = slot_loads if option.is_free else option.slot_loads(self.problem, self.estimator)
-        return _Candidate(Choice(unit, option, ranks), num_bytes, loads)
+    def _keys_ms(self, options: Sequence[UnitOption], prices: Sequence[SlotPrices]) -> NDArray[np.float64]:
+        """Own work [C, W] by which ranks are chosen: with the shard for free options, without it for others."""
+        none = np.zeros(self.loads.shape[1])
+        added = [price.loads[0] if option.is_free else none for option, price in zip(options, prices, strict=True)]
+        return self._own_ms(self.loads + np.array(added)[:, None])
 
     def _own_ms(self, loads: NDArray[np.float64]) -> NDArray[np.float64]:
         """Own work [..., W] of ranks with loads [..., W, K]."""
@@ -141,15 +132,6 @@ class _Placing:
         slowest, level = np.split(self.estimator.phases_ms(self.problem, both), 2)
         step_ms: NDArray[np.float64] = np.maximum(slowest.max(axis=-1), level.mean(axis=-1)).sum(axis=-1)
         return step_ms
-
-
-def _keys(unit: Unit) -> list[tuple[str, int]]:
-    """Types and numbers of shards of a unit's options, in order, once each."""
-    return list(dict.fromkeys((option.sharding_type, option.num_shards) for option in unit.options))
-
-
-def _mean_at(own_ms: NDArray[np.float64], option: UnitOption) -> float:
-    return float(own_ms[np.asarray(option.ranks)].mean())
 
 
 def _sums_after(values: NDArray[Number]) -> NDArray[Number]:

@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from planner.cost.estimator import AdditiveEstimator
 from planner.errors import InfeasibleError
-from planner.memory import capacity_bytes, replicated_bytes, shard_bytes
+from planner.memory import capacity_bytes, replicated_bytes, shard_bytes, whole_table_bytes
 from planner.plan import ShardingPlan, TablePlacement
 from planner.problem import PlanningProblem
 from planner.sharding import ShardingOption, ShardingType
@@ -63,11 +65,6 @@ class UnitOption:
         sizes = shard_bytes(problem, option_shards(problem, self.parts))
         return np.asarray(sizes.reshape(len(self.parts), self.num_shards).sum(axis=0))
 
-    def slot_loads(self, problem: PlanningProblem, estimator: AdditiveEstimator) -> NDArray[np.float64]:
-        """Loads [num_shards, K] of each shard position, summed over the tables."""
-        loads = estimator.shard_loads(problem, option_shards(problem, self.parts))
-        return np.asarray(loads.reshape(len(self.parts), self.num_shards, -1).sum(axis=0))
-
 
 @dataclass(frozen=True)
 class Unit:
@@ -75,6 +72,18 @@ class Unit:
 
     names: tuple[str, ...]
     options: tuple[UnitOption, ...]
+
+    @cached_property
+    def choices(self) -> tuple[tuple[UnitOption, ...], ...]:
+        """The options grouped by type and number of shards, in order.
+
+        The options of one group differ only in the node they stand on, and take the same bytes and loads, since
+        nodes that they may stand on have equally many ranks.
+        """
+        groups: dict[tuple[ShardingType, int], list[UnitOption]] = {}
+        for option in self.options:
+            groups.setdefault((option.sharding_type, option.num_shards), []).append(option)
+        return tuple(map(tuple, groups.values()))
 
     @property
     def label(self) -> str:
@@ -90,6 +99,18 @@ class Choice:
     unit: Unit
     option: UnitOption
     ranks: tuple[int, ...]
+
+
+class SlotPrices(NamedTuple):
+    """What the shard positions of an option take, summed over the unit's tables.
+
+    Attributes:
+        num_bytes: int64 [num_shards].
+        loads: float64 [num_shards, K].
+    """
+
+    num_bytes: NDArray[np.int64]
+    loads: NDArray[np.float64]
 
 
 class NoRoomError(Exception):
@@ -129,6 +150,40 @@ def _build_unit(problem: PlanningProblem, names: tuple[str, ...]) -> Unit:
     )
 
 
+def price_options(
+    problem: PlanningProblem, estimator: AdditiveEstimator, options: Sequence[UnitOption]
+) -> list[SlotPrices]:
+    """The prices of options; together, since arrays of a few shards cost as much time as of many."""
+    shards = option_shards(problem, [part for option in options for part in option.parts])
+    num_bytes, loads = shard_bytes(problem, shards), estimator.shard_loads(problem, shards)
+    prices, start = [], 0
+    for option in options:
+        shape, end = (len(option.parts), option.num_shards), start + len(option.parts) * option.num_shards
+        prices.append(
+            SlotPrices(
+                num_bytes[start:end].reshape(shape).sum(axis=0), loads[start:end].reshape(*shape, -1).sum(axis=0)
+            )
+        )
+        start = end
+    return prices
+
+
+def choose_option(
+    options: Sequence[UnitOption],
+    slot_bytes: NDArray[np.int64],
+    free_bytes: NDArray[np.int64],
+    key: NDArray[np.float64],
+) -> tuple[UnitOption, tuple[int, ...]] | None:
+    """Of one of `Unit.choices` the option and ranks that have room, of the smallest (mean) key [W]; or None."""
+    if len(options) == 1:
+        chosen = choose_ranks(options[0], slot_bytes, free_bytes, key)
+        return None if chosen is None else (options[0], chosen)
+    ranks = np.array([option.ranks for option in options])
+    has_room = (slot_bytes <= free_bytes[ranks]).all(axis=1)
+    best = options[int(np.where(has_room, key[ranks].mean(axis=1), np.inf).argmin())]
+    return (best, best.ranks) if has_room.any() else None
+
+
 def choose_ranks(
     option: UnitOption, slot_bytes: NDArray[np.int64], free_bytes: NDArray[np.int64], key: NDArray[np.float64]
 ) -> tuple[int, ...] | None:
@@ -155,17 +210,10 @@ def first_fit(problem: PlanningProblem, unit: Unit, free_bytes: NDArray[np.int64
     Raises:
         NoRoomError: None of the options fits.
     """
-    groups: dict[tuple[ShardingType, int], list[UnitOption]] = {}
-    for option in unit.options:
-        groups.setdefault((option.sharding_type, option.num_shards), []).append(option)
-    for options in groups.values():
-        ordered = options
-        if len(options) > 1:
-            ordered = sorted(options, key=lambda each: float(key[np.asarray(each.ranks)].mean()))
-        for option in ordered:
-            ranks = choose_ranks(option, option.slot_bytes(problem), free_bytes, key)
-            if ranks is not None:
-                return Choice(unit, option, ranks)
+    for options in unit.choices:
+        found = choose_option(options, options[0].slot_bytes(problem), free_bytes, key)
+        if found is not None:
+            return Choice(unit, *found)
     raise no_room(problem, unit, free_bytes)
 
 
@@ -232,21 +280,16 @@ def run_passes(
 def smallest_bytes(problem: PlanningProblem, units: Sequence[Unit]) -> NDArray[np.int64]:
     """Bytes [U] of each unit in the form that takes the least over all devices.
 
-    A whole table takes the least of all forms: every cut repeats ids or partial sums. Where it is not
-    allowed, the options are compared.
+    Where a unit may not be whole (`whole_table_bytes`), its options are compared.
     """
-    return np.array(
-        [
-            min(
-                int(option.slot_bytes(problem).sum())
-                for option in unit.options
-                if option.sharding_type is ShardingType.TABLE_WISE
-                or unit.options[0].sharding_type is not ShardingType.TABLE_WISE
-            )
-            for unit in units
-        ],
-        dtype=np.int64,
-    )
+    whole = whole_table_bytes(problem)
+
+    def smallest(unit: Unit) -> int:
+        if unit.options[0].sharding_type is ShardingType.TABLE_WISE:
+            return sum(int(whole[problem.index_of[name]]) for name in unit.names)
+        return min(int(options[0].slot_bytes(problem).sum()) for options in unit.choices)
+
+    return np.array([smallest(unit) for unit in units], dtype=np.int64)
 
 
 def check_total(problem: PlanningProblem, units: Sequence[Unit]) -> None:

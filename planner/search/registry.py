@@ -1,8 +1,8 @@
 """Strategies by name, and the one way to make a plan with them."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any, Protocol
 
 from planner.check import check
@@ -23,6 +23,7 @@ from planner.search.heuristics import (
     size_score,
 )
 from planner.search.longest_processing_time import LongestProcessingTime
+from planner.text import did_you_mean
 
 
 class Strategy(Protocol):
@@ -43,16 +44,16 @@ class TorchRecOnDemand:
         return TorchRecStrategy().plan(problem)
 
 
-STRATEGIES: dict[str, Strategy] = {
-    "longest_processing_time": LongestProcessingTime(AnalyticEstimator()),
-    "size_greedy": GreedyRule(size_score),
-    "dim_greedy": GreedyRule(dim_score),
-    "lookup_greedy": GreedyRule(lookup_score),
-    "size_lookup_greedy": GreedyRule(size_lookup_score),
-    "torchrec": TorchRecOnDemand(),
-    "random": RandomPlacement(),
+STRATEGIES: dict[str, Callable[[AdditiveEstimator], Strategy]] = {
+    "longest_processing_time": LongestProcessingTime,
+    "size_greedy": lambda _: GreedyRule(size_score),
+    "dim_greedy": lambda _: GreedyRule(dim_score),
+    "lookup_greedy": lambda _: GreedyRule(lookup_score),
+    "size_lookup_greedy": lambda _: GreedyRule(size_lookup_score),
+    "torchrec": lambda _: TorchRecOnDemand(),
+    "random": lambda _: RandomPlacement(),
 }
-"""All strategies by the name that the command line knows."""
+"""Builders of all strategies by the name that the command line knows; a search uses the estimator it is given."""
 
 
 @dataclass(frozen=True)
@@ -116,38 +117,51 @@ class PlanResult:
         ]
 
 
-def find_strategy(name: str) -> Strategy:
-    """The strategy of a name.
+def build_strategy(name: str, estimator: AdditiveEstimator) -> Strategy:
+    """The strategy of a name, to search with an estimator.
 
     Raises:
         PlanningError: There is none (reason `strategy`).
     """
-    if name in STRATEGIES:
-        return STRATEGIES[name]
-    close = get_close_matches(name, STRATEGIES, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    raise PlanningError(f"strategy {name!r} is not known; {hint}known: {', '.join(STRATEGIES)}", reason="strategy")
+    if name not in STRATEGIES:
+        known = ", ".join(STRATEGIES)
+        raise PlanningError(
+            f"strategy {name!r} is not one of {known}{did_you_mean(name, STRATEGIES)}", reason="strategy"
+        )
+    return STRATEGIES[name](estimator)
 
 
-def make_plan(problem: PlanningProblem, name: str, estimator: AdditiveEstimator | None = None) -> PlanResult:
-    """A checked plan by the named strategy.
+def find_plan(problem: PlanningProblem, name: str, estimator: AdditiveEstimator | None = None) -> PlanResult:
+    """A checked plan by the named strategy, in one attempt.
 
     Args:
         problem: What to plan.
         name: One of `STRATEGIES`.
-        estimator: Prices the plan and its bound; the analytic one if None.
+        estimator: Guides the search where it goes by cost, prices the plan and its bound; the analytic one if None.
 
     Raises:
-        InfeasibleError: No plan was found; the message tells the shortfall and tried remedies.
+        InfeasibleError: No plan was found; the message tells the shortfall.
         PlanningError: The strategy is not known or cannot express the problem, or its plan breaks a rule.
     """
-    strategy, prices = find_strategy(name), estimator or AnalyticEstimator()
+    prices = estimator or AnalyticEstimator()
+    strategy = build_strategy(name, prices)
     started = time.perf_counter()
-    try:
-        plan = strategy.plan(problem)
-    except InfeasibleError as error:
-        raise explain(problem, strategy.plan, error) from error
+    plan = strategy.plan(problem)
     return appraise(problem, plan, name, time.perf_counter() - started, prices)
+
+
+def make_plan(problem: PlanningProblem, name: str, estimator: AdditiveEstimator | None = None) -> PlanResult:
+    """What `find_plan` gives; where it finds none, up to `remedies.BUDGET_S` go into changes that would help.
+
+    Raises:
+        InfeasibleError: No plan was found; the message tells the shortfall and remedies that were tried.
+        PlanningError: As `find_plan`.
+    """
+    try:
+        return find_plan(problem, name, estimator)
+    except InfeasibleError as error:
+        strategy = build_strategy(name, estimator or AnalyticEstimator())
+        raise explain(problem, strategy.plan, error) from error
 
 
 def appraise(

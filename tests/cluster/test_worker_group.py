@@ -127,7 +127,7 @@ def test_a_killed_worker_is_named_with_its_node(pair: Inventory) -> None:
 
 
 def test_a_stalled_rank_is_named_as_the_suspect(pair: Inventory) -> None:
-    with WorkerGroup.start(pair, GroupOptions(collective_timeout_s=2.0, settle_s=0.5)) as group:
+    with WorkerGroup.start(pair, GroupOptions(collective_timeout_s=10.0, settle_s=0.5)) as group:
         group.run(rank_functions.stall_on_rank, 1)
         with pytest.raises(WorkerFailure, match="still busy: rank 1") as info:
             group.join()

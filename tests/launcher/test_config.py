@@ -67,7 +67,9 @@ def test_lists_of_sections_are_typed(tmp_path: Path) -> None:
 
 
 def test_the_resolved_config_loads_to_the_same(tmp_path: Path) -> None:
-    config = load_config(None, ["data.synthetic.drift=[{step: 3, tables: [a], pooling_factor: 2.0}]", "train.steps=7"])
+    config = load_config(
+        None, ["data.synthetic.drift=[{step: 3, tables: [table_0], pooling_factor: 2.0}]", "train.steps=7"]
+    )
     file = tmp_path / "config.yaml"
     file.write_text(render_config(config))
     assert load_config(file, []) == config
@@ -75,7 +77,40 @@ def test_the_resolved_config_loads_to_the_same(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["quickstart", "criteo_kaggle", "anime", "mlperf_dlrm_v2"])
 def test_shipped_configs_load(repository: Path, name: str) -> None:
-    load_config(repository / "configs" / f"{name}.yaml", [])
+    load_config(repository / "configs" / f"{name}.yaml", ["data.path=somewhere"])
+
+
+def test_files_that_are_not_named_are_a_fault(repository: Path) -> None:
+    assert faults(repository / "configs" / "anime.yaml", [])[0].startswith("data.path is not set")
+
+
+def test_limits_hold_inside_lists_and_for_numbers_that_are_none() -> None:
+    found = "\n".join(
+        faults(
+            None,
+            [
+                "planner.constraints=[{tables: [a], sharding_types: [rowwise]}]",
+                "model.dense_arch=[64, 0]",
+                "model.over_arch=[]",
+                "model.embedding_dim=6",
+                "optimizer.sparse.learning_rate=nan",
+                "train.steps=10000000000000000000000",
+            ],
+        )
+    )
+    assert "planner.constraints[0].sharding_types[0]: 'rowwise' is not one of" in found and "mean row_wise?" in found
+    assert "model.dense_arch[1]: 0 is below the least value, 1" in found
+    assert "model.over_arch: the list needs 1 element or more" in found
+    assert "model.embedding_dim: 6 is not a multiple of 4" in found
+    assert "optimizer.sparse.learning_rate: nan is not a number that can be used" in found
+    assert "train.steps: 10000000000000000000000 is not a number" in found
+
+
+def test_what_values_mean_together_is_told_before_anything_starts() -> None:
+    found = faults(None, ["planner.strategy=size_gredy", "run.name=a/../../b", "data.kind=table", "data.path=x"])
+    text = "\n".join(found)
+    assert "there is no strategy 'size_gredy'; did you mean size_greedy?" in text
+    assert "run.name: 'a/../../b' is not the name of a folder" in text and "data.table.categorical is empty" in text
 
 
 def test_the_reference_is_the_one_that_is_committed(repository: Path) -> None:

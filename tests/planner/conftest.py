@@ -18,10 +18,14 @@ MLPERF_POOLING = (3, 2, 1, 2, 6, 1, 1, 1, 1, 7, 3, 8, 1, 6, 9, 5, 1, 1, 1, 12, 1
 
 @pytest.fixture(scope="session")
 def make_topology() -> Callable[..., Topology]:
-    """Builds a topology of equal devices, or of devices with the given bandwidths."""
+    """Builds a topology of equal devices, or of devices with the given bandwidths, or with fewer on the last node."""
 
     def build(
-        num_nodes: int = 1, per_node: int = 2, hbm_bytes: int = 80 * GIB, speeds: tuple[float, ...] = ()
+        num_nodes: int = 1,
+        per_node: int = 2,
+        hbm_bytes: int = 80 * GIB,
+        speeds: tuple[float, ...] = (),
+        num_ranks: int | None = None,
     ) -> Topology:
         devices = tuple(
             Device(
@@ -36,7 +40,7 @@ def make_topology() -> Callable[..., Topology]:
                 flops_per_s=1e13,
                 launch_s=1e-5,
             )
-            for rank in range(num_nodes * per_node)
+            for rank in range(num_ranks or num_nodes * per_node)
         )
         return Topology(f"{num_nodes}x{per_node}", devices, Link(3e11, 1e-5), Link(5e10, 2e-5))
 

@@ -93,6 +93,19 @@ def test_illegal_shards_are_refused(
     assert error.value.reason == "plan"
 
 
+def test_table_row_wise_on_nodes_of_unequal_size_is_refused(
+    problem: PlanningProblem, make_workload: Callable[..., Workload], make_topology: Callable[..., Topology]
+) -> None:
+    plan = ShardingPlan(3, (TablePlacement("table_0", ShardingType.TABLE_ROW_WISE, _rows((0, 1))),))
+    unequal = PlanningProblem(make_workload((10, 16, 2.0)), make_topology(2, 2, num_ranks=3))
+    with pytest.raises(
+        PlanningError, match=r"table_row_wise.*ranks on every node; found nodes of \[1, 2\] ranks"
+    ) as error:
+        check(plan, unequal)
+    assert error.value.reason == "plan"
+    check(replace(plan, world_size=4), replace(unequal, topology=problem.topology))
+
+
 def test_every_violation_is_listed(plan: ShardingPlan, problem: PlanningProblem) -> None:
     constraints = (
         TableConstraint(("table_0",), ranks=(0,)),
@@ -151,6 +164,7 @@ def test_a_made_plan_is_what_json_says(problem: PlanningProblem) -> None:
         "node",
         "hbm_bytes",
         "lookup_ms",
+        "lookup_forward_ms",
         "comms_ms",
         "total_ms",
         "num_shards",

@@ -8,15 +8,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from planner.check import check
 from planner.cost.analytic import AnalyticEstimator
+from planner.cost.estimator import PHASES
 from planner.errors import InfeasibleError, PlanningError
 from planner.memory import rank_bytes
 from planner.plan import ShardingPlan, TablePlacement
 from planner.problem import PlanningProblem, TableConstraint
 from planner.search.bound import lower_bound_ms
-from planner.search.registry import STRATEGIES, make_plan
+from planner.search.registry import STRATEGIES, appraise, find_plan, make_plan
 from planner.sharding import Shard, ShardingType
 from planner.tables import OptimizerKind, TableSpec, Workload
 from planner.topology import Topology
@@ -102,6 +104,49 @@ def test_bound_is_reached_on_one_rank(
     workload = make_workload((1000, 16, 3.0), (5000, 8, 1.0), optimizer=OptimizerKind.ADAM)
     result = make_plan(PlanningProblem(workload, make_topology(1, 1)), "size_greedy")
     assert result.gap == pytest.approx(0.0, abs=1e-9)
+
+
+def test_bound_counts_no_table_row_wise_on_nodes_of_unequal_size(
+    make_workload: Callable[..., Workload], make_topology: Callable[..., Topology]
+) -> None:
+    def bound_ms(num_ranks: int, *types: ShardingType) -> float:
+        topology = make_topology(2, 2, num_ranks=num_ranks)
+        constraint = TableConstraint(("*",), sharding_types=types)
+        workload = make_workload((100_000, 64, 50.0), batch_size=4096)
+        return lower_bound_ms(PlanningProblem(workload, topology, (constraint,)), AnalyticEstimator())
+
+    both = (ShardingType.TABLE_WISE, ShardingType.TABLE_ROW_WISE)
+    assert bound_ms(3, *both) == bound_ms(3, ShardingType.TABLE_WISE)
+    assert bound_ms(4, *both) < bound_ms(4, ShardingType.TABLE_WISE)
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_every_strategy_plans_on_nodes_of_unequal_size(
+    make_workload: Callable[..., Workload], make_topology: Callable[..., Topology], name: str
+) -> None:
+    workload = make_workload((100_000, 4, 1.0), *[(1000, 32, 2.0)] * 6, batch_size=16)
+    problem = PlanningProblem(workload, make_topology(2, 2, num_ranks=3, hbm_bytes=1_600_000))
+    assert make_plan(problem, name).plan.tables[0].sharding_type is ShardingType.ROW_WISE
+
+
+class _SlowAllReduce(AnalyticEstimator):
+    """An estimator of a cluster whose all-reduce is a million times slower."""
+
+    def phases_ms(self, problem: PlanningProblem, loads: NDArray[np.float64]) -> NDArray[np.float64]:
+        phases_ms = super().phases_ms(problem, loads)
+        phases_ms[..., PHASES.index("all_reduce"), :] *= 1e6
+        return phases_ms
+
+
+def test_longest_processing_time_searches_with_the_estimator_it_is_given(
+    make_workload: Callable[..., Workload], make_topology: Callable[..., Topology]
+) -> None:
+    problem = PlanningProblem(make_workload(*[(4, 128, 50.0)] * 3, batch_size=4096), make_topology(2, 1))
+    usual = make_plan(problem, "longest_processing_time")
+    slow = make_plan(problem, "longest_processing_time", _SlowAllReduce())
+    assert ShardingType.DATA_PARALLEL in {table.sharding_type for table in usual.plan.tables}
+    assert ShardingType.DATA_PARALLEL not in {table.sharding_type for table in slow.plan.tables}
+    assert slow.cost.step_ms < appraise(problem, usual.plan, "usual", estimator=_SlowAllReduce()).cost.step_ms
 
 
 @pytest.mark.parametrize("name", OWN)
@@ -207,9 +252,9 @@ def test_infeasible_is_an_error_with_the_shortfall(
 ) -> None:
     problem = PlanningProblem(make_workload((100_000, 64, 1.0)), make_topology(1, 1, hbm_bytes=16 * MIB))
     with pytest.raises(InfeasibleError) as error:
-        STRATEGIES["size_greedy"].plan(problem)
+        find_plan(problem, "size_greedy")
     roomy = replace(problem, topology=make_topology(1, 1, hbm_bytes=16 * MIB + error.value.shortfall_bytes))
     make_plan(roomy, "size_greedy")
     short = replace(problem, topology=make_topology(1, 1, hbm_bytes=16 * MIB + error.value.shortfall_bytes - 1))
     with pytest.raises(InfeasibleError):
-        STRATEGIES["size_greedy"].plan(short)
+        find_plan(short, "size_greedy")

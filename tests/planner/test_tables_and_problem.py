@@ -1,7 +1,9 @@
 """Tables, workloads and constraints that cannot be, and how constraints combine."""
 
 from collections.abc import Callable
+from dataclasses import fields, replace
 
+import numpy as np
 import pytest
 
 from planner.errors import PlanningError
@@ -74,3 +76,39 @@ def test_options_follow_optimizer_and_constraints(
     assert types(OptimizerKind.SGD, pinned) == [table_wise, columns[0], rows[0]]
     by_rows = TableConstraint(("table_0",), sharding_types=(ShardingType.ROW_WISE,))
     assert types(OptimizerKind.SGD, by_rows) == [rows[2]]
+
+
+def test_table_row_wise_is_offered_only_on_nodes_of_equal_size(
+    make_workload: Callable[..., Workload], make_topology: Callable[..., Topology]
+) -> None:
+    def types(num_ranks: int) -> set[ShardingType]:
+        problem = PlanningProblem(make_workload((100, 64, 1.0)), make_topology(2, 2, num_ranks=num_ranks))
+        return {option.sharding_type for option in problem.options("table_0")}
+
+    assert types(3) == types(4) - {ShardingType.TABLE_ROW_WISE}
+    assert ShardingType.TABLE_ROW_WISE in types(4)
+
+
+def test_local_world_size_is_known_only_for_equal_nodes_of_consecutive_ranks(
+    make_topology: Callable[..., Topology],
+) -> None:
+    even = make_topology(2, 2)
+    assert even.local_world_size == 2
+    assert make_topology(2, 2, num_ranks=3).local_world_size is None
+    nodes = ("node-0", "node-1", "node-0", "node-1")
+    devices = tuple(replace(device, node=node) for device, node in zip(even.devices, nodes, strict=True))
+    assert replace(even, devices=devices).local_world_size is None
+
+
+def test_device_arrays_grow_with_the_ranks_alone(mlperf: Workload, make_topology: Callable[..., Topology]) -> None:
+    devices = PlanningProblem(mlperf, make_topology(512, 1)).devices
+    assert sum(getattr(devices, field.name).nbytes for field in fields(devices)) < 512 * 100
+
+
+def test_node_sums_follow_the_nodes_in_any_rank_order(mlperf: Workload, make_topology: Callable[..., Topology]) -> None:
+    topology = make_topology(1, 5)
+    nodes = ("b", "a", "b", "c", "a")
+    devices = tuple(replace(device, node=node) for device, node in zip(topology.devices, nodes, strict=True))
+    arrays = PlanningProblem(mlperf, replace(topology, devices=devices)).devices
+    values = np.array([[1.0, 10.0, 100.0, 1000.0, 10000.0], [2.0, 0.0, 0.0, 5.0, 1.0]])
+    assert arrays.node_sums(values).tolist() == [[101.0, 10010.0, 101.0, 1000.0, 10010.0], [2.0, 1.0, 2.0, 5.0, 1.0]]

@@ -15,7 +15,7 @@ from planner.search.registry import make_plan
 from planner.sharding import ShardingType, enumerate_options, row_blocks
 from planner.tables import OptimizerKind, TableSpec, Workload
 from planner.topology import Topology, load_topology
-from planner.torchrec_bridge import from_torchrec, module_name, to_torchrec
+from planner.torchrec_bridge import from_torchrec, module_name, table_name, to_torchrec
 
 
 def _mixed_plan(workload: Workload, topology: Topology) -> ShardingPlan:
@@ -116,3 +116,21 @@ def test_torchrec_without_room_is_infeasible(
     with pytest.raises(InfeasibleError):
         make_plan(problem, "torchrec")
     make_plan(replace(problem, topology=make_topology(1, 2, hbm_bytes=1 << 30)), "torchrec")
+
+
+def test_names_that_modules_forbid_come_back_whole() -> None:
+    for name in ("type", "user.id", "a%2Eb", "50%.x"):
+        assert "." not in module_name(name) and table_name(module_name(name)) == name
+
+
+def test_torchrec_leaves_no_rank_without_a_row(
+    make_workload: Callable[..., Workload], make_topology: Callable[..., Topology]
+) -> None:
+    problem = PlanningProblem(make_workload((1, 64, 1.0), (5, 64, 1.0)), make_topology(1, 4))
+    for table in make_plan(problem, "torchrec").plan.tables:
+        assert all(shard.num_rows for shard in table.shards)
+    forced = PlanningProblem(
+        problem.workload, problem.topology, (TableConstraint(("table_0",), sharding_types=(ShardingType.ROW_WISE,)),)
+    )
+    with pytest.raises(InfeasibleError, match="table_0"):
+        make_plan(forced, "torchrec")

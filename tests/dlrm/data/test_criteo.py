@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from dlrm.data import files
-from dlrm.data.bad_rows import BadRowLog
+from dlrm.data.bad_rows import BadRow, BadRowLog
 from dlrm.data.config import CriteoConfig, DataConfig
 from dlrm.data.criteo_format import CriteoBlock, read_criteo
+from dlrm.data.criteo_origin import VocabularyOrigin
 from dlrm.data.criteo_vocabulary import HashedEncoder, build_vocabulary
 from dlrm.data.factory import open_schema, open_stream
 from dlrm.errors import DataError
@@ -42,9 +43,7 @@ def write(path: Path, lines: list[str], newline: str = "\n") -> Path:
 def read(paths: list[Path], pads: bool = False, limit: int = 0) -> tuple[CriteoBlock, BadRowLog]:
     """All good rows as one block, and the log."""
     log = BadRowLog(limit)
-    blocks = list(read_criteo(paths, pads, log))
-    parts = ([getattr(block, name) for block in blocks] for name in ("labels", "dense", "categories", "is_missing"))
-    return CriteoBlock(*(np.concatenate(part) for part in parts)), log
+    return CriteoBlock.concatenate(list(read_criteo(paths, pads, log))), log
 
 
 def expected(line: str) -> tuple[float, list[float], list[int], list[bool]]:
@@ -209,8 +208,8 @@ def test_files_for_evaluation_leave_all_other_rows_to_training(tmp_path: Path) -
     schema = open_schema(config)
     trained = drain(open_stream(config, schema, "train", 10, 0, 1, seed=0, num_epochs=1))
     evaluated = drain(open_stream(config, schema, "eval", 4, 0, 1, seed=0, num_epochs=1))
-    assert [batch.batch_size for batch in trained] == [10] * 4
-    assert [batch.batch_size for batch in evaluated] == [4, 4, 1]
+    assert [len(batch.labels) for batch in trained] == [10] * 4
+    assert [len(batch.labels) for batch in evaluated] == [4, 4, 1]
     check_labels = torch.cat([batch.labels for batch in evaluated])
     assert check_labels.tolist() == [number % 2 for number in range(9)]
 
@@ -249,11 +248,11 @@ def test_counting_in_little_memory_keeps_what_is_frequent_and_bounds_the_error()
             categories = np.repeat(values.astype(np.uint32)[:, None], 26, axis=1)
             yield CriteoBlock(np.zeros(1000, np.float32), np.zeros((1000, 13), np.float32), categories, categories < 0)
 
-    vocabulary = build_vocabulary(blocks(), {"min_count": 500, "num_embeddings": 100}, max_counted=2000)
+    vocabulary = build_vocabulary(blocks(), VocabularyOrigin(500, 100, 10, "refuse", {}), max_counted=2000)
     assert set(vocabulary.columns[0].tolist()) == set(range(10))
-    assert 0 < vocabulary.meta["max_undercount"] < 100
+    assert 0 < vocabulary.max_undercount < 100
     ranked = sorted(range(10), key=lambda value: -true_counts[value])
-    assert abs(true_counts[int(vocabulary.columns[0][0])] - true_counts[ranked[0]]) <= vocabulary.meta["max_undercount"]
+    assert abs(true_counts[int(vocabulary.columns[0][0])] - true_counts[ranked[0]]) <= vocabulary.max_undercount
 
 
 def vocabulary_config(tmp_path: Path, lines: list[str], **criteo: object) -> DataConfig:
@@ -300,12 +299,61 @@ def test_the_vocabulary_file_is_shared_and_guarded(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="was built with min_count = 1, now 3"):
         open_schema(config)
     (tmp_path / "vocabulary.npz").write_bytes(b"torn")
-    with pytest.raises(DataError, match="is not a vocabulary"):
+    with pytest.raises(DataError, match="is not a vocabulary of this version"):
         open_schema(config)
     (tmp_path / "vocabulary.npz").unlink()
     with pytest.raises(DataError, match="does not exist here") as caught:
         open_stream(config, schema, "train", 4, 0, 1, seed=0)
     assert caught.value.reason == "vocabulary"
+
+
+def test_a_vocabulary_of_other_data_is_refused_with_what_differs(tmp_path: Path) -> None:
+    config = vocabulary_config(tmp_path, make_lines(40), min_count=1)
+    schema = open_schema(config)
+    path = Path(str(config.path))
+    num_bytes = path.stat().st_size
+
+    def refusal() -> str:
+        with pytest.raises(DataError, match=r"vocabulary.npz was built with") as caught:
+            open_schema(config)
+        assert caught.value.reason == "vocabulary"
+        assert "Delete it, or choose another data.criteo.vocabulary_path; it is then built anew" in str(caught.value)
+        return str(caught.value)
+
+    config.holdout_every, config.criteo.ragged = 5, "pad"
+    assert "ragged = refuse, now pad; holdout_every = 10, now holdout_every = 5" in refusal()
+    config.holdout_every, config.criteo.ragged, config.eval_path = 10, "refuse", config.path
+    assert "holdout_every = 10, now nothing held out (data.eval_path)" in refusal()
+    config.eval_path = None
+    text = path.read_text()
+    path.write_text(text + make_line(40, random.Random(9)) + "\n")
+    assert f"a.tsv of {num_bytes:,} bytes, now {path.stat().st_size:,} bytes" in refusal()
+    with pytest.raises(DataError, match=r"was built with a\.tsv of"):
+        open_stream(config, schema, "train", 4, 0, 1, seed=0)
+    (tmp_path / "b").mkdir()
+    write(tmp_path / "b" / "c.tsv", make_lines(3))
+    config.path = str(tmp_path / "b")
+    assert f"a.tsv ({num_bytes:,} bytes), now absent; no c.tsv, now there" in refusal()
+    # Moved as a whole, or written anew with the same rows, it is the same data.
+    path.unlink()
+    (tmp_path / "b" / "c.tsv").unlink()
+    (tmp_path / "b" / "a.tsv").write_text(text)
+    assert open_schema(config) == schema
+
+
+def test_the_counter_of_bad_rows_follows_its_examples() -> None:
+    log = BadRowLog(limit=3)
+    counts = []
+
+    class Watching(list[BadRow]):
+        def append(self, row: BadRow) -> None:
+            counts.append(log.count)
+            super().append(row)
+
+    log.examples = Watching()
+    log.add([BadRow("a", 1, "x"), BadRow("a", 2, "y")])
+    # A thread that looks in between never sees a count without an example.
+    assert counts == [0, 1] and log.count == len(log.examples) == 2
 
 
 def test_a_resumed_run_reads_the_same_batches(shared_data: Path) -> None:

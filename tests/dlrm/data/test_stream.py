@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from dlrm.data.batches import Batch
 from dlrm.data.stream import BatchStream, ReadReport
 from dlrm.errors import DataError
-from tests.dlrm.data.helpers import drain, numbered_source, row_numbers, same
+from tests.dlrm.data.helpers import NumberedReader, drain, numbered_source, row_numbers, same
 
 
 def read_numbers(
@@ -99,6 +99,10 @@ def test_the_position_is_what_was_taken_not_what_was_made_ahead() -> None:
                     self.are_five_made.set()
                 yield batch
 
+        @property
+        def num_batches(self) -> int | None:
+            return self.source.num_batches
+
         def report(self) -> ReadReport:
             return self.source.report()
 
@@ -123,6 +127,49 @@ def test_the_last_training_rows_are_dropped_and_counted() -> None:
     assert stream.report().num_rows == 50
 
 
+def test_dropped_rows_stay_told_in_the_next_epoch() -> None:
+    with BatchStream(numbered_source(50, "train", 8, 0, 2), 1, num_epochs=None) as stream:
+        assert stream.report().num_dropped_rows == 0
+        for _ in range(5):
+            next(stream)
+        assert stream.position()["epoch"] == 2
+        assert stream.report().num_dropped_rows == 40 - 2 * 16
+    held_out = BatchStream(numbered_source(50, "eval", 2, 0, 3), 1, num_epochs=1)
+    assert [len(batch.labels) for batch in drain(held_out)] == [2, 1]
+    assert held_out.report().num_dropped_rows == 10 - 9
+
+
+def test_the_length_of_an_epoch_is_known_once_it_was_read_whole() -> None:
+    source = numbered_source(100, "train", 8, 0, 1, holdout_every=None)
+    with BatchStream(source, 1, num_epochs=None) as stream:
+        next(stream)
+        assert stream.num_batches is None
+        for _ in range(12):
+            next(stream)
+        assert stream.num_batches == 12
+    resumed = BatchStream(numbered_source(100, "train", 8, 0, 1, holdout_every=None), 1, num_epochs=1)
+    resumed.seek({"epoch": 0, "batch": 11})
+    drain(resumed)
+    assert resumed.num_batches == 12
+
+
+@pytest.mark.parametrize("shuffle_rows", [0, 20])
+def test_a_rank_encodes_the_rows_of_its_own_batches_alone(shuffle_rows: int) -> None:
+    for split in ("train", "eval"):
+        reader = NumberedReader(200)
+        source = numbered_source(reader, split, 4, 1, 3, shuffle_rows=shuffle_rows)
+        batches = drain(BatchStream(source, 2, num_epochs=1))
+        assert reader.encoded == [number for batch in batches for number in row_numbers(batch)]
+
+
+def test_what_lies_before_a_sought_position_is_not_encoded() -> None:
+    reader = NumberedReader(100)
+    stream = BatchStream(numbered_source(reader, "train", 8, 0, 1, holdout_every=None), 2, num_epochs=1)
+    stream.seek({"epoch": 0, "batch": 10})
+    drain(stream)
+    assert reader.encoded == list(range(80, 96))
+
+
 def test_too_little_data_is_an_error_with_the_numbers() -> None:
     stream = BatchStream(numbered_source(50, "train", 64, 0, 2), 2, num_epochs=1)
     with pytest.raises(DataError, match=r"40 of 50 good rows .*needs 128 \(2 ranks x batch size 64\)") as caught:
@@ -140,6 +187,8 @@ def test_a_position_past_the_end_is_an_error() -> None:
 def test_an_error_in_the_thread_reaches_the_consumer_after_the_batches_before_it() -> None:
     class Failing:
         """One batch, then a full stop."""
+
+        num_batches = None
 
         def read_epoch(self, epoch: int, first_batch: int) -> Iterator[Batch]:
             yield next(numbered_source(50, "train", 8, 0, 1).read_epoch(epoch, first_batch))

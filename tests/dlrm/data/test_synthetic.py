@@ -127,6 +127,13 @@ def test_huge_tables_cost_nothing() -> None:
     assert made[0].sparse_features.values().max() > 2**31
 
 
+def test_the_length_of_an_epoch_is_known_at_once() -> None:
+    config = DataConfig(synthetic=TWO_TABLES)
+    stream = open_stream(config, open_schema(config), "train", 300, 0, 2, seed=0)
+    assert stream.num_batches == 4096 // 600
+    assert stream.report().num_dropped_rows == 4096 % 600
+
+
 def test_an_epoch_below_a_global_batch_is_an_error() -> None:
     with pytest.raises(
         DataError, match=r"num_samples = 100 is less than one global batch of 512 samples \(2 ranks x batch size 256\)"

@@ -8,13 +8,17 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dlrm.data.bad_rows import BadRowLog
 from dlrm.data.batches import Batch
 from dlrm.data.config import DataConfig, TableConfig
 from dlrm.data.factory import open_schema, open_stream
-from dlrm.data.rows import Rows, concatenate
-from dlrm.data.table import open_table_reader
+from dlrm.data.rows import Rows
+from dlrm.data.schema import DataSchema, FeatureSpec
+from dlrm.data.table import TableRows, open_table_reader
+from dlrm.data.table_ids import RawColumn
 from dlrm.errors import DataError
 from tests.dlrm.data.helpers import drain
 
@@ -57,7 +61,7 @@ def read(path: Path, table: TableConfig = TABLE, limit: int = 0) -> tuple[Rows, 
     """All good rows, and the log."""
     log = BadRowLog(limit)
     reader = open_table_reader(DataConfig(kind="table", table=table), str(path))
-    return concatenate(list(reader.read(log))), log
+    return reader.encode(TableRows.concatenate(list(reader.read(log)))), log
 
 
 @pytest.mark.parametrize("form", ["parquet", "csv", "csv.gz", "folder"])
@@ -160,9 +164,57 @@ def test_large_csv_files_are_read_in_blocks(tmp_path: Path) -> None:
     )
     pacsv.write_csv(table, tmp_path / "a.csv")
     config = DataConfig(kind="table", table=TableConfig(categorical={"user": count + 1, "text": 1000}))
-    chunks = list(open_table_reader(config, str(tmp_path / "a.csv")).read(BadRowLog(0)))
+    reader = open_table_reader(config, str(tmp_path / "a.csv"))
+    chunks = list(reader.read(BadRowLog(0)))
     assert len(chunks) > 1
-    assert np.array_equal(concatenate(chunks).features[0].values, np.arange(count) + 1)
+    ids = reader.encode(TableRows.concatenate(chunks)).features[0].values
+    assert np.array_equal(ids, np.arange(count) + 1)
+
+
+VALUES = st.one_of(st.none(), st.integers(-5, 2**63 - 1))
+
+
+@given(
+    rows=st.lists(st.lists(VALUES, max_size=4) | st.none(), min_size=1, max_size=12),
+    kind=st.sampled_from([pa.int64(), pa.string(), pa.dictionary(pa.int32(), pa.string())]),
+    data=st.data(),
+)
+def test_cut_permuted_and_joined_rows_encode_to_the_ids_of_the_whole(
+    rows: list[list[int | None] | None], kind: pa.DataType, data: st.DataObject
+) -> None:
+    texts = kind != pa.int64()
+    listed = [row and [str(value) if texts and value is not None else value for value in row] for row in rows]
+    column = RawColumn.of(pa.array(listed, pa.list_(kind)), 50, "a")
+    whole = column.encode()
+    by_row = np.split(whole.values, np.cumsum(whole.lengths)[:-1])
+    index = np.array(data.draw(st.lists(st.integers(0, len(rows) - 1), max_size=15)), np.intp)
+    cut = data.draw(st.integers(0, len(index)))
+    taken = column.take(index)
+    joined = RawColumn.concatenate([taken.slice(0, cut), taken.slice(cut, len(index))]).encode()
+    assert joined.lengths.tolist() == whole.lengths[index].tolist()
+    assert joined.values.tolist() == [id for row in index for id in by_row[row].tolist()]
+
+
+def test_files_of_one_folder_may_hold_integers_unsigned_ones_text_and_lists(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"label": [1, 0], "user": [7, None]}), tmp_path / "1.parquet")
+    pq.write_table(pa.table({"label": [1], "user": pa.array([2**64 - 1], pa.uint64())}), tmp_path / "2.parquet")
+    (tmp_path / "3.csv").write_text("label,user\n1,7\n0,some text\n0,\n")
+    pq.write_table(pa.table({"label": [1], "user": pa.array([[7, 8]], pa.list_(pa.int16()))}), tmp_path / "4.parquet")
+    table = TableConfig(categorical={"user": 100})
+    apart = [read(path, table)[0].features[0] for path in sorted(tmp_path.iterdir())]
+    together = read(tmp_path, table)[0].features[0]
+    assert together.values.tolist() == [id for feature in apart for id in feature.values.tolist()]
+    assert together.lengths.tolist() == [1] * 6 + [2]
+    assert together.values[[0, 3, 6, 7]].tolist() == [8, 8, 8, 9] and together.values[2] == 1 + (2**64 - 1) % 99
+
+
+def test_a_fraction_is_an_error_on_every_rank_whoever_would_encode_it(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"label": [1] * 8, "user": [1.0] * 7 + [1.5]}), tmp_path / "a.parquet")
+    config = DataConfig(kind="table", path=str(tmp_path / "a.parquet"), table=TableConfig(categorical={"user": 9}))
+    for rank in range(4):
+        stream = open_stream(config, DataSchema((), (FeatureSpec("user", 9),)), "train", 1, rank, 4, seed=0)
+        with pytest.raises(DataError, match="'user' holds fractions"), stream:
+            next(stream)
 
 
 ANIME = TableConfig(
@@ -180,8 +232,8 @@ def linear_model(batch: Batch, weights: dict[str, torch.Tensor]) -> torch.Tensor
     """Logits of a logistic regression: one weight per id, averaged over a list."""
     logits = weights["bias"] + batch.dense_features @ weights["dense"]
     for name, feature in batch.sparse_features.to_dict().items():
-        bag = torch.repeat_interleave(torch.arange(batch.batch_size), feature.lengths())
-        sums = torch.zeros(batch.batch_size).index_add(0, bag, weights[name][feature.values()])
+        bag = torch.repeat_interleave(torch.arange(len(batch.labels)), feature.lengths())
+        sums = torch.zeros(len(batch.labels)).index_add(0, bag, weights[name][feature.values()])
         logits = logits + sums / feature.lengths().clamp(min=1)
     return logits
 
@@ -206,7 +258,7 @@ def test_real_ratings_are_learnt_by_a_logistic_regression(shared_data: Path) -> 
         loss.backward()
         optimizer.step()
     held_out = drain(open_stream(config, schema, "eval", 4096, 0, 1, seed=0, num_epochs=1))
-    assert sum(batch.batch_size for batch in held_out) == 419_943 // 10
+    assert sum(len(batch.labels) for batch in held_out) == 419_943 // 10
     scores = torch.cat([linear_model(batch, weights).detach() for batch in held_out])
     assert auc(scores, torch.cat([batch.labels for batch in held_out])) > 0.79
 
