@@ -9,7 +9,9 @@ from typing import Any
 from cluster.inventory import Inventory, take_inventory
 from cluster.session import open_session
 from dlrm.checkpoint_folder import check_resume, describe_settings, find_checkpoint, read_plan
+from dlrm.data.criteo_origin import VocabularyOrigin
 from dlrm.data.factory import check_size, open_schema
+from dlrm.data.files import list_files
 from dlrm.data.schema import DataSchema
 from dlrm.job import BATCHES_IN_FLIGHT, TrainJob, resolve_pipeline
 from dlrm.size import count_dense_parameters, declare_tables, estimate_dense_flops
@@ -160,11 +162,9 @@ def _settings(config: RunConfig, world_size: int) -> dict[str, Any]:
 def _default_vocabulary(config: RunConfig) -> Path:
     """A file beside the runs, named after everything the vocabulary depends on, so that later runs find it."""
     data = config.data
-    depends_on = (
-        f"{data.path} {data.holdout_every} {data.eval_path} {data.criteo.num_embeddings} {data.criteo.min_count}"
-    )
-    digest = hashlib.blake2b(depends_on.encode(), digest_size=6).hexdigest()
-    return Path(config.run.dir) / "vocabularies" / f"{Path(data.path or 'criteo').stem}-{digest}.npz"
+    origin = VocabularyOrigin.of(data, list_files(data.path))
+    digest = hashlib.blake2b(f"{data.path} {origin}".encode(), digest_size=6).hexdigest()
+    return Path(config.run.dir) / "vocabularies" / f"{Path(str(data.path)).stem}-{digest}.npz"
 
 
 def _constraint(section: ConstraintSection) -> TableConstraint:

@@ -130,8 +130,8 @@ def load_vocabulary(path: Path, expected: VocabularyOrigin) -> Vocabulary:
         vocabulary = Vocabulary(columns, origin, **meta)
     except (OSError, ValueError, TypeError, KeyError, EOFError) as error:
         raise DataError(
-            f"{path} is not a vocabulary of this version ({error}): delete it, or choose another "
-            f"data.criteo.vocabulary_path; it is then built anew.",
+            f"{path} is not a vocabulary of this version ({error}): choose another "
+            f"data.criteo.vocabulary_path, where one is then built.",
             "vocabulary",
         ) from error
     if differences := origin.differences(expected):

@@ -54,7 +54,8 @@ def to_numbers(column: pa.Array, name: str) -> Numbers:
         raise DataError(f"Column {name!r} holds {kind}; a label or dense column holds numbers.", "config")
     # Not "safe": an integer beyond 2^53 may lose its last digits, as any float would.
     values = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
-    return Numbers(values, is_bad | np.isinf(values))
+    # Batches are float32: what overflows there would be infinite.
+    return Numbers(values, is_bad | (np.abs(values) > np.finfo(np.float32).max))
 
 
 def is_text(kind: pa.DataType) -> bool:

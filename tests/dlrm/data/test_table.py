@@ -18,6 +18,7 @@ from dlrm.data.factory import open_schema, open_stream
 from dlrm.data.rows import Rows
 from dlrm.data.schema import DataSchema, FeatureSpec
 from dlrm.data.table import TableRows, open_table_reader
+from dlrm.data.table_columns import to_numbers
 from dlrm.data.table_ids import RawColumn
 from dlrm.errors import DataError
 from tests.dlrm.data.helpers import drain
@@ -272,3 +273,8 @@ def test_the_shuffle_window_breaks_the_order_of_users(shared_data: Path) -> None
         users[shuffle_rows] = len(set(batch.sparse_features["user_id"].values().tolist()))
         assert batch.sparse_features["genre"].lengths().float().mean() > 3
     assert users[0] < 30 and users[100_000] > 300
+
+
+def test_a_number_too_large_for_a_batch_makes_a_bad_row() -> None:
+    numbers = to_numbers(pa.array(["1.5", "1e300", "-1e39", "3.4e38"]), "x")
+    assert numbers.is_bad.tolist() == [False, True, True, False]
