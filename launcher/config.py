@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 from collections.abc import Iterator, Mapping
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from dlrm.data.check import config_problems
 from launcher.schema import RunConfig
 from planner.search.registry import STRATEGIES
 
-# No key means a number beyond this one; NaN and infinity are beyond it too.
-MOST_NUMBER = 2**62
+# No key means an integer beyond this one: it would overflow an int64 somewhere.
+MOST_INT = 2**62
 
 
 class ConfigError(Exception):
@@ -83,7 +84,8 @@ def check_limits(section: Any, prefix: str = "") -> Iterator[str]:
 
 
 def _limit_faults(key: str, value: Any, metadata: Mapping[str, Any]) -> Iterator[str]:
-    if isinstance(value, (int, float)) and not abs(value) < MOST_NUMBER:
+    is_usable = abs(value) < MOST_INT if isinstance(value, int) else not isinstance(value, float) or isfinite(value)
+    if not is_usable:
         yield f"{key}: {value} is not a number that can be used"
         return
     choices, least, factor = (metadata.get(name) for name in ("choices", "at_least", "multiple_of"))
