@@ -130,9 +130,14 @@ def train(options: argparse.Namespace) -> ExitCode:
     if options.dry_run:
         options.topology = options.strategy = None
         return plan(options)
-    from launcher.controller import run_training
+    from launcher.stop_signals import StopSignals
 
-    code, run = run_training(_config(options), options.config, _terminal(stderr=options.json))
+    config, terminal = _config(options), _terminal(stderr=options.json)
+    with StopSignals() as stop:
+        # Loading torch and Ray takes seconds, in which a user may well think again.
+        from launcher.controller import run_training
+
+        code, run = run_training(config, options.config, terminal, stop)
     _show_report(run.path, options.json)
     return code
 

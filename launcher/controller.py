@@ -23,15 +23,15 @@ POLL_S = 1.0
 LAST_POLL_S = 20.0
 
 
-def run_training(config: RunConfig, config_path: Path | None, terminal: Terminal) -> tuple[ExitCode, RunDir]:
+def run_training(
+    config: RunConfig, config_path: Path | None, terminal: Terminal, stop: StopSignals
+) -> tuple[ExitCode, RunDir]:
     """Run the whole job and leave its records in the run folder.
 
     Raises what `prepare` raises, WorkerFailure when a rank failed, StopRequested when the user stopped it before
     any worker trained.
     """
-    with ExitStack() as stack:
-        stop = stack.enter_context(StopSignals())
-        stack.enter_context(open_session(config.cluster.address))
+    with stop.ray_included(), open_session(config.cluster.address):
         prepared = prepare(config, topology_path=None)
         run = start_run(config, config_path, prepared)
         terminal.show_plan(prepared)
@@ -50,7 +50,7 @@ def status_of_failure(run: RunDir) -> Iterator[None]:
     except BaseException as error:
         code = exit_code_of(error) or ExitCode.TRAINING_FAILED
         step = max((record["step"] for record in run.records()), default=0)
-        run.write_status(result_word(code), int(code), message=str(error), step=step)
+        run.write_status(result_word(code), int(code), message=str(error) or "interrupted", step=step)
         raise
 
 

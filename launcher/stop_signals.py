@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+BEFORE_TRAINING = "stopped on request before any worker trained"
+
 
 class StopRequested(KeyboardInterrupt):
     """The user asked for the end before any worker trained."""
@@ -41,9 +43,19 @@ class StopSignals:
         finally:
             self._is_deferred = False
 
+    @contextmanager
+    def ray_included(self) -> Iterator[None]:
+        """While `ray.init` runs, its own SIGTERM handler leaves through SystemExit: that is a request too."""
+        try:
+            yield
+        except SystemExit as error:
+            if error.code != signal.SIGTERM:
+                raise
+            raise StopRequested(BEFORE_TRAINING) from error
+
     def _request(self, number: int, _: FrameType | None) -> None:
         if self.is_requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.is_requested = True
         if not self._is_deferred:
-            raise StopRequested("stopped on request before any worker trained")
+            raise StopRequested(BEFORE_TRAINING)

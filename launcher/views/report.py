@@ -51,6 +51,7 @@ def read_report(path: Path) -> dict[str, Any]:
         "warnings": [record["message"] for record in records if record["kind"] == "warning"],
         "result": status["status"],
         "exit_code": status["exit_code"],
+        "updated_at": status["updated_at"],
         "message": status["message"],
     }
 
@@ -79,7 +80,8 @@ def render_report(report: dict[str, Any], path: Path) -> Iterator[Table | str]:
         auc, ne, loss = (number(report[name], 4) for name in ("auc", "ne", "loss"))
         yield f"held-out: AUC {auc}, NE {ne}, loss {loss}"
     yield from (f"warning: {message}" for message in report["warnings"])
-    yield f"{report['result']} after {report['steps']} steps: {path}"
+    since = f" (since {report['updated_at']})" if report["result"] == "running" else ""
+    yield f"{report['result']}{since} after {report['steps']} steps: {path}"
     if report["message"]:
         yield report["message"].splitlines()[0]
 

@@ -105,6 +105,20 @@ def test_ctrl_c_stops_with_75_and_the_run_can_go_on(ray_head: RayHead, repositor
     assert steps[0] > status["step"] and steps[-1] == last
 
 
+def test_a_stop_before_anything_trains_is_75_too(
+    ray_environment: dict[str, str], repository: Path, tmp_path: Path
+) -> None:
+    words = command_line("train", "--config", "configs/quickstart.yaml", f"run.dir={tmp_path}")
+    process = subprocess.Popen(words, env=ray_environment, cwd=repository, stderr=subprocess.PIPE, text=True)
+    try:
+        time.sleep(2)
+        process.terminate()
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 75 and "before any worker trained" in err
+
+
 def test_a_diverged_run_ends_with_4_and_one_cause(ray_head: RayHead, repository: Path, tmp_path: Path) -> None:
     diverging = ["optimizer.dense.kind=sgd", "optimizer.dense.learning_rate=1e30"]
     more = keys(ray_head.address, tmp_path, "run.name=nan", *diverging)
