@@ -8,9 +8,10 @@ from rich.table import Table
 
 from launcher.preparation import describe_task, find_devices, resolve_paths
 from launcher.schema import RunConfig
-from launcher.views.tables import human_bytes, make_table
+from launcher.views.tables import make_table
 from planner.errors import PlanningError
 from planner.search.registry import STRATEGIES, PlanResult, find_plan
+from planner.text import human_bytes
 from planner.topology import load_topology
 
 COLUMNS = ("strategy", "step ms", "max rank ms", "imbalance", "gap", "most memory", "plan s")

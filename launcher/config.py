@@ -14,6 +14,7 @@ from yaml import YAMLError
 from dlrm.data.check import config_problems
 from launcher.schema import RunConfig
 from planner.search.registry import STRATEGIES
+from planner.text import did_you_mean
 
 # No key means an integer beyond this one: it would overflow an int64 somewhere.
 MOST_INT = 2**62
@@ -90,7 +91,7 @@ def _limit_faults(key: str, value: Any, metadata: Mapping[str, Any]) -> Iterator
         return
     choices, least, factor = (metadata.get(name) for name in ("choices", "at_least", "multiple_of"))
     if choices and value not in choices:
-        yield f"{key}: {value!r} is not one of {', '.join(choices)}{_did_you_mean(str(value), choices)}"
+        yield f"{key}: {value!r} is not one of {', '.join(choices)}{did_you_mean(str(value), choices)}"
     if least is not None and value < least:
         yield f"{key}: {value} is below the least value, {least}"
     if factor is not None and value % factor:
@@ -102,7 +103,7 @@ def _meaning_faults(config: RunConfig) -> Iterator[str]:
     if config.run.name is not None and Path(config.run.name).name != config.run.name:
         yield f"run.name: {config.run.name!r} is not the name of a folder; run.dir says where runs are"
     if config.planner.strategy not in STRATEGIES:
-        hint = _did_you_mean(config.planner.strategy, tuple(STRATEGIES)) or f"; known: {', '.join(STRATEGIES)}"
+        hint = did_you_mean(config.planner.strategy, tuple(STRATEGIES)) or f"; known: {', '.join(STRATEGIES)}"
         yield f"planner.strategy: there is no strategy {config.planner.strategy!r}{hint}"
     yield from config_problems(config.data)
 
@@ -164,8 +165,3 @@ def _suggest(name: str, prefix: str, siblings: list[str]) -> str:
     anywhere = [key for key in every if key.rsplit(".", 1)[-1] == name]
     anywhere += difflib.get_close_matches(prefix + name, list(every), n=1)
     return f"; did you mean {anywhere[0]}?" if anywhere else f"; keys here: {', '.join(siblings)}"
-
-
-def _did_you_mean(word: str, words: tuple[str, ...]) -> str:
-    near = difflib.get_close_matches(word, words, n=1)
-    return f"; did you mean {near[0]}?" if near else ""

@@ -13,7 +13,7 @@ from pathlib import Path
 from cluster.host import count_cores, measure_memory
 from launcher.run_dir import installed_versions, locate_runs
 from launcher.schema import RunConfig
-from launcher.views.tables import human_bytes
+from planner.text import human_bytes
 
 INSTALL_CPU = (
     "pip install torch==2.13.0 && pip install 'shardwright[cpu]' && pip install --no-deps torchrec==1.8.0"

@@ -5,9 +5,9 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from dlrm.data.config import DataConfig, SyntheticConfig, TableConfig
-from dlrm.data.hints import did_you_mean
 from dlrm.data.synthetic_tables import draw_tables
 from dlrm.errors import DataError
+from planner.text import did_you_mean
 
 
 def check_config(config: DataConfig) -> None:

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 
 from dlrm.data.bad_rows import BadRow
 from dlrm.data.files import LineBlock, read_line_blocks
-from dlrm.data.hints import did_you_mean
 from dlrm.errors import DataError
+from planner.text import did_you_mean
 
 SUFFIXES = (".parquet", ".csv", ".csv.gz")
 
@@ -87,7 +87,7 @@ def _check_columns(path: Path, found: Sequence[str], columns: Sequence[str]) -> 
     missing = [f"{name!r}{did_you_mean(name, found)}" for name in columns if name not in found]
     if missing:
         raise DataError(
-            f"{path} has no column {', '.join(missing)}; its columns are: {', '.join(found)}. Correct data.table.",
+            f"{path} has no column {' and no column '.join(missing)}; its columns are: {', '.join(found)}. Correct data.table.",
             "missing_column",
         )
 

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from launcher.views.tables import human_bytes, make_table
+from launcher.views.tables import make_table
 from planner.search.registry import PlanResult
 from planner.sharding import ShardingType
 from planner.tables import TableSpec
+from planner.text import human_bytes
 from planner.topology import Topology
 
 # Source: style of the field; the long names stand in JSON.

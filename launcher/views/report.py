@@ -8,7 +8,8 @@ from typing import Any
 from rich.table import Table
 
 from launcher.run_dir import RunDir
-from launcher.views.tables import human_bytes, make_table, number
+from launcher.views.tables import make_table, number
+from planner.text import human_bytes
 
 MOST_RANKS = 32
 

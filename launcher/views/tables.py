@@ -27,19 +27,6 @@ def make_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]
     return table
 
 
-def human_bytes(num_bytes: float) -> str:
-    """Bytes in the largest binary unit that keeps the number at 1 or above.
-
-    >>> human_bytes(3 * 1024**3)
-    '3.0 GiB'
-    """
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if abs(num_bytes) < 1024 or unit == "TiB":
-            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
-        num_bytes /= 1024
-    raise AssertionError("unreachable")
-
-
 def human_seconds(seconds: float) -> str:
     """A duration as h:mm:ss, or m:ss under an hour.
 

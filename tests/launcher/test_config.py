@@ -29,7 +29,7 @@ def test_every_fault_is_told_at_once_with_the_near_key(tmp_path: Path) -> None:
     assert "there is no key train.batchsize; did you mean train.batch_size?" in text
     assert "did you mean model?" in text
     assert "train.epochs" in text and "many" in text
-    assert "model.arch: 'dlmr' is not one of dlrm, dlrm_dcn; did you mean dlrm?" in text
+    assert "model.arch: 'dlmr' is not one of dlrm, dlrm_dcn; did you mean 'dlrm'?" in text
     assert "train.window_steps: 0 is below the least value, 1" in text
     assert "there is no key steps; did you mean train.steps?" in text
     assert "'oops' is neither an option nor key=value" in text
@@ -98,7 +98,7 @@ def test_limits_hold_inside_lists_and_for_numbers_that_are_none() -> None:
             ],
         )
     )
-    assert "planner.constraints[0].sharding_types[0]: 'rowwise' is not one of" in found and "mean row_wise?" in found
+    assert "planner.constraints[0].sharding_types[0]: 'rowwise' is not one of" in found and "mean 'row_wise'?" in found
     assert "model.dense_arch[1]: 0 is below the least value, 1" in found
     assert "model.over_arch: the list needs 1 element or more" in found
     assert "model.embedding_dim: 6 is not a multiple of 4" in found
@@ -109,7 +109,7 @@ def test_limits_hold_inside_lists_and_for_numbers_that_are_none() -> None:
 def test_what_values_mean_together_is_told_before_anything_starts() -> None:
     found = faults(None, ["planner.strategy=size_gredy", "run.name=a/../../b", "data.kind=table", "data.path=x"])
     text = "\n".join(found)
-    assert "there is no strategy 'size_gredy'; did you mean size_greedy?" in text
+    assert "there is no strategy 'size_gredy'; did you mean 'size_greedy'?" in text
     assert "run.name: 'a/../../b' is not the name of a folder" in text and "data.table.categorical is empty" in text
 
 

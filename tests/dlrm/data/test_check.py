@@ -34,7 +34,7 @@ def problems(config: DataConfig) -> str:
 
 def test_every_problem_is_named_at_once() -> None:
     message = problems(DataConfig(kind="synthetik", prefetch_batches=0, holdout_every=1, max_bad_rows=-1))
-    assert "data.kind = 'synthetik': one of synthetic, criteo, table (did you mean 'synthetic'?)" in message
+    assert "data.kind = 'synthetik': one of synthetic, criteo, table; did you mean 'synthetic'?" in message
     assert "data.prefetch_batches = 0: it must be at least 1" in message
     assert "data.holdout_every = 1: it must be at least 2" in message
     assert "data.max_bad_rows = -1" in message
@@ -43,7 +43,7 @@ def test_every_problem_is_named_at_once() -> None:
 def test_criteo_problems() -> None:
     message = problems(DataConfig(kind="criteo", criteo=CriteoConfig(vocabulary="frequenzy", ragged="padd")))
     assert "data.path is not set" in message
-    assert "(did you mean 'frequency'?)" in message and "(did you mean 'pad'?)" in message
+    assert "; did you mean 'frequency'?" in message and "; did you mean 'pad'?" in message
 
 
 def test_a_vocabulary_needs_a_place(tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_table_problems() -> None:
     message = problems(DataConfig(kind="table", path="x", table=table))
     assert "data.table.categorical.b = 1" in message
     assert "names column 'label' 2 times" in message
-    assert "csv_lists names 'bb', which is not in table.categorical (did you mean 'b'?)" in message
+    assert "csv_lists names 'bb', which is not in table.categorical; did you mean 'b'?" in message
 
 
 def test_synthetic_problems() -> None:

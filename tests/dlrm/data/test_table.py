@@ -114,7 +114,7 @@ def test_an_absent_column_is_named_with_those_there_are(tmp_path: Path) -> None:
     for name in ("a.parquet", "b.csv"):
         with pytest.raises(DataError) as caught:
             read(tmp_path / name, table)
-        assert "'scor' (did you mean 'score'?), 'prices' (did you mean 'price'?)" in str(caught.value)
+        assert "'scor'; did you mean 'score'? and no column 'prices'; did you mean 'price'?" in str(caught.value)
         assert "its columns are: user, score, price, views, kind, tags, unused" in str(caught.value)
         assert caught.value.reason == "missing_column"
 
