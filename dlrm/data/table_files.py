@@ -87,7 +87,8 @@ def _check_columns(path: Path, found: Sequence[str], columns: Sequence[str]) -> 
     missing = [f"{name!r}{did_you_mean(name, found)}" for name in columns if name not in found]
     if missing:
         raise DataError(
-            f"{path} has no column {' and no column '.join(missing)}; its columns are: {', '.join(found)}. Correct data.table.",
+            f"{path} has no column {' and no column '.join(missing)}; its columns are: {', '.join(found)}. "
+            "Correct data.table.",
             "missing_column",
         )
 
