@@ -3,7 +3,6 @@
 import dataclasses
 import difflib
 from collections.abc import Iterator, Mapping
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,10 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from dlrm.data.check import config_problems
+from dlrm.options import limit_faults
 from launcher.schema import RunConfig
 from planner.search.registry import STRATEGIES
 from planner.text import did_you_mean
-
-# No key means an integer beyond this one: it would overflow an int64 somewhere.
-MOST_INT = 2**62
 
 
 class ConfigError(Exception):
@@ -45,7 +42,7 @@ def load_config(path: Path | None, overrides: list[str]) -> RunConfig:
             _assign(config, key, value, "command line", faults)
     loaded = OmegaConf.to_object(config)
     assert isinstance(loaded, RunConfig)
-    faults += check_limits(loaded)
+    faults += limit_faults(loaded)
     # What values mean together is judged once each of them is one that can be.
     faults += [] if faults else _meaning_faults(loaded)
     if faults:
@@ -65,37 +62,6 @@ def list_keys(schema: type, prefix: str = "") -> Iterator[tuple[str, dataclasses
             yield from list_keys(field.type, f"{prefix}{field.name}.")  # type: ignore[arg-type]
         else:
             yield prefix + field.name, field
-
-
-def check_limits(section: Any, prefix: str = "") -> Iterator[str]:
-    """Faults of the values of a dataclass, and of those inside it, against the limits that their fields declare."""
-    for field in dataclasses.fields(section):
-        key, value = prefix + field.name, getattr(section, field.name)
-        if dataclasses.is_dataclass(value):
-            yield from check_limits(value, f"{key}.")
-            continue
-        if isinstance(value, list) and len(value) < field.metadata.get("min_items", 0):
-            yield f"{key}: the list needs {field.metadata['min_items']} element or more"
-        for index, element in enumerate(value if isinstance(value, list) else [value]):
-            place = f"{key}[{index}]" if isinstance(value, list) else key
-            if dataclasses.is_dataclass(element):
-                yield from check_limits(element, f"{place}.")
-            elif element is not None:
-                yield from _limit_faults(place, element, field.metadata)
-
-
-def _limit_faults(key: str, value: Any, metadata: Mapping[str, Any]) -> Iterator[str]:
-    is_usable = abs(value) < MOST_INT if isinstance(value, int) else not isinstance(value, float) or isfinite(value)
-    if not is_usable:
-        yield f"{key}: {value} is not a number that can be used"
-        return
-    choices, least, factor = (metadata.get(name) for name in ("choices", "at_least", "multiple_of"))
-    if choices and value not in choices:
-        yield f"{key}: {value!r} is not one of {', '.join(choices)}{did_you_mean(str(value), choices)}"
-    if least is not None and value < least:
-        yield f"{key}: {value} is below the least value, {least}"
-    if factor is not None and value % factor:
-        yield f"{key}: {value} is not a multiple of {factor}"
 
 
 def _meaning_faults(config: RunConfig) -> Iterator[str]:

@@ -1,12 +1,11 @@
 """Checks of the `data` configuration that need no data: every problem at once."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass
-from typing import Any
+from collections.abc import Iterator
 
 from dlrm.data.config import DataConfig, SyntheticConfig, TableConfig
 from dlrm.data.synthetic_tables import draw_tables
 from dlrm.errors import DataError
+from dlrm.options import limit_faults
 from planner.text import did_you_mean
 
 
@@ -16,22 +15,17 @@ def check_config(config: DataConfig) -> None:
     Raises:
         DataError: `config`, with one line for every problem.
     """
-    problems = limit_problems(config) + config_problems(config)
+    problems = [*limit_faults(config, "data."), *config_problems(config)]
     if problems:
         lines = "\n".join(f"  {problem}" for problem in problems)
         raise DataError(f"The data configuration is wrong:\n{lines}", "config")
 
 
-def limit_problems(config: DataConfig) -> list[str]:
-    """Values outside the limits that their keys declare (`dlrm.options`); one line each, which starts with the key."""
-    return list(_limits(config, "data"))
-
-
 def config_problems(config: DataConfig) -> list[str]:
     """What the limits of single keys cannot tell: keys that lack, contradict each other or name what is not there.
 
-    One line a problem, which starts with the key as `data.xyz`. Where `limit_problems` finds something, this may find
-    less, but never fails.
+    One line a problem, which starts with the key as `data.xyz`. Where `dlrm.options.limit_faults` finds something, this
+    may find less, but never fails.
     """
     problems: list[str] = []
     if config.kind in ("criteo", "table") and not config.path:
@@ -41,31 +35,6 @@ def config_problems(config: DataConfig) -> list[str]:
     elif config.kind == "table":
         problems += _table_problems(config.table)
     return problems
-
-
-def _limits(section: Any, prefix: str) -> Iterator[str]:
-    """Broken limits of a config dataclass, of those within it and of the elements of lists."""
-    for field in fields(section):
-        key, value = f"{prefix}.{field.name}", getattr(section, field.name)
-        if isinstance(value, list):
-            least = field.metadata.get("min_items", 0)
-            if len(value) < least:
-                yield f"{key} has {len(value)} elements: list at least {least}"
-            for i, element in enumerate(value):
-                yield from _value_limits(element, f"{key}[{i}]", field.metadata)
-        else:
-            yield from _value_limits(value, key, field.metadata)
-
-
-def _value_limits(value: Any, key: str, limits: Mapping[str, Any]) -> Iterator[str]:
-    """Broken limits of one value, or of what is within it."""
-    choices, least = limits.get("choices"), limits.get("at_least")
-    if is_dataclass(value):
-        yield from _limits(value, key)
-    elif choices and value not in choices:
-        yield f"{key} = {value!r}: one of {', '.join(choices)}{did_you_mean(str(value), choices)}"
-    elif least is not None and value is not None and value < least:
-        yield f"{key} = {value}: it must be at least {least}"
 
 
 def _table_problems(config: TableConfig) -> Iterator[str]:
@@ -92,7 +61,7 @@ def _synthetic_problems(config: SyntheticConfig) -> Iterator[str]:
     problems = [*_range_problems(config), *_table_list_problems(config)]
     yield from problems
     # Tables can be drawn, and their names be known, where nothing is wrong with what they are drawn from.
-    if not problems and not list(_limits(config, "")):
+    if not problems and not list(limit_faults(config)):
         yield from _drift_problems(config)
 
 

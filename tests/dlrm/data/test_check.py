@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from dlrm.data.check import config_problems, limit_problems
+from dlrm.data.check import config_problems
 from dlrm.data.config import (
     CriteoConfig,
     DataConfig,
@@ -21,6 +21,7 @@ from dlrm.data.config import (
 from dlrm.data.factory import check_size, open_schema, open_stream
 from dlrm.data.schema import DataSchema
 from dlrm.errors import DataError
+from dlrm.options import limit_faults
 from tests.dlrm.data.helpers import numbered_rows
 
 
@@ -34,10 +35,10 @@ def problems(config: DataConfig) -> str:
 
 def test_every_problem_is_named_at_once() -> None:
     message = problems(DataConfig(kind="synthetik", prefetch_batches=0, holdout_every=1, max_bad_rows=-1))
-    assert "data.kind = 'synthetik': one of synthetic, criteo, table; did you mean 'synthetic'?" in message
-    assert "data.prefetch_batches = 0: it must be at least 1" in message
-    assert "data.holdout_every = 1: it must be at least 2" in message
-    assert "data.max_bad_rows = -1" in message
+    assert "data.kind: 'synthetik' is not one of synthetic, criteo, table; did you mean 'synthetic'?" in message
+    assert "data.prefetch_batches: 0 is below the least value, 1" in message
+    assert "data.holdout_every: 1 is below the least value, 2" in message
+    assert "data.max_bad_rows: -1" in message
 
 
 def test_criteo_problems() -> None:
@@ -73,13 +74,13 @@ def test_synthetic_problems() -> None:
 
 def test_limits_and_contradictions_come_as_two_lists_of_keys() -> None:
     config = DataConfig(kind="table", shuffle_rows=-1, synthetic=SyntheticConfig(min_rows=0))
-    assert limit_problems(config) == [
-        "data.shuffle_rows = -1: it must be at least 0",
-        "data.synthetic.min_rows = 0: it must be at least 1",
+    assert list(limit_faults(config, "data.")) == [
+        "data.shuffle_rows: -1 is below the least value, 0",
+        "data.synthetic.min_rows: 0 is below the least value, 1",
     ]
     contradictions = config_problems(config)
     assert [problem.split()[0] for problem in contradictions] == ["data.path", "data.table.categorical"]
-    assert limit_problems(DataConfig()) == config_problems(DataConfig()) == []
+    assert [*limit_faults(DataConfig()), *config_problems(DataConfig())] == []
     # Limits that are broken must not break the search for contradictions.
     for synthetic in (SyntheticConfig(num_tables=-1, seed=-1), SyntheticConfig(min_rows=-1, min_zipf_alpha=-1.0)):
         config_problems(DataConfig(synthetic=synthetic))
@@ -89,14 +90,14 @@ def test_limits_hold_for_listed_tables_and_changes() -> None:
     tables = [SyntheticTableConfig("a", embedding_dim=0), SyntheticTableConfig("a")]
     drift = [DriftConfig(step=-1, tables=["a"], hot_rows_shift=0.5)]
     config = DataConfig(synthetic=SyntheticConfig(tables=tables, drift=drift, embedding_dims=[8, 0]))
-    assert limit_problems(config) == [
-        "data.synthetic.embedding_dims[1] = 0: it must be at least 1",
-        "data.synthetic.tables[0].embedding_dim = 0: it must be at least 1",
-        "data.synthetic.drift[0].step = -1: it must be at least 0",
+    assert list(limit_faults(config, "data.")) == [
+        "data.synthetic.embedding_dims[1]: 0 is below the least value, 1",
+        "data.synthetic.tables[0].embedding_dim: 0 is below the least value, 1",
+        "data.synthetic.drift[0].step: -1 is below the least value, 0",
     ]
     assert config_problems(config) == ["data.synthetic.tables has 2 tables named 'a': names are unique"]
     config = DataConfig(synthetic=SyntheticConfig(embedding_dims=[]))
-    assert limit_problems(config) == ["data.synthetic.embedding_dims has 0 elements: list at least 1"]
+    assert list(limit_faults(config, "data.")) == ["data.synthetic.embedding_dims: the list needs 1 element or more"]
     assert config_problems(config) == []
 
 
