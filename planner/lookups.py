@@ -1,7 +1,7 @@
 """Fused lookups: what one embedding kernel is asked to do, as types for files and as arrays for models."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,8 +107,20 @@ class LookupArrays:
             for index, each in enumerate(sets)
             for shard in each.shards
         ]
-        columns = np.array(rows, dtype=np.float64).reshape(-1, 9 + NUM_REUSE_BINS).T
-        return cls(len(sets), columns[0].astype(np.int64), *columns[1:9], np.ascontiguousarray(columns[9:].T))
+        figures = np.array(rows, dtype=np.float64).reshape(len(rows), -1)
+        return cls(
+            num_sets=len(sets),
+            set_index=figures[:, 0].astype(np.int64),
+            samples=figures[:, 1],
+            num_rows=figures[:, 2],
+            num_cols=figures[:, 3],
+            ids_per_sample=figures[:, 4],
+            num_features=figures[:, 5],
+            distinct_rows=figures[:, 6],
+            weight_bytes=figures[:, 7],
+            state_bytes=figures[:, 8],
+            reuse=figures[:, 9:],
+        )
 
     def subset(self, sets: NDArray[np.int64]) -> "LookupArrays":
         """Only the sets at these positions, in this order."""
@@ -117,9 +129,12 @@ class LookupArrays:
         kept = [order[(ends[index - 1] if index else 0) : ends[index]] for index in sets]
         at = np.concatenate(kept) if kept else np.zeros(0, dtype=np.int64)
         index = np.repeat(np.arange(len(sets)), [len(each) for each in kept])
-        fields = ("samples", "num_rows", "num_cols", "ids_per_sample", "num_features", "distinct_rows")
-        fields += ("weight_bytes", "state_bytes", "reuse")
-        return LookupArrays(len(sets), index, *(getattr(self, field)[at] for field in fields))
+        taken = {
+            field.name: getattr(self, field.name)[at]
+            for field in fields(self)
+            if field.name not in ("num_sets", "set_index")
+        }
+        return LookupArrays(len(sets), index, **taken)
 
 
 def state_bytes(optimizer: OptimizerKind, num_cols: int) -> float:
