@@ -1,1 +1,1 @@
-"""Reaches the machines: the Ray session, what the nodes have, and the group of workers that trains."""
+"""Reaches the machines: the Ray session, what the nodes have, how fast it is, and the workers that train."""

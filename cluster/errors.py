@@ -6,7 +6,8 @@ class ClusterError(RuntimeError):
 
     Attributes:
         reason: One short word for programs: `unreachable`, `unauthenticated`, `address`, `already_open`, `closed`,
-            `device`, `resources`, `placement`, `start`, `function`, `busy`, `worker_failed` or `worker_lost`.
+            `device`, `resources`, `placement`, `start`, `function`, `busy`, `profile`, `worker_failed` or
+            `worker_lost`.
     """
 
     def __init__(self, message: str, *, reason: str) -> None:

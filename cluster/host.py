@@ -68,6 +68,13 @@ def read_cpu_name(root: Path = ROOT) -> str:
     return os.uname().machine
 
 
+def read_driver_version(root: Path = ROOT) -> str:
+    """Gives the version of the NVIDIA kernel driver, empty where there is none."""
+    path = root / "proc/driver/nvidia/version"
+    words = path.read_text().split() if path.exists() else []
+    return next((word for word in words if word[0].isdigit() and "." in word), "")
+
+
 def list_gpus() -> tuple[Gpu, ...]:
     """Gives the GPUs that torch in this process can use, in CUDA order."""
     import torch

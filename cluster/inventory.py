@@ -10,7 +10,7 @@ from importlib import metadata
 from typing import Any
 
 from cluster.errors import ClusterError
-from cluster.host import Gpu, count_cores, list_gpus, measure_memory, read_cpu_name
+from cluster.host import Gpu, count_cores, list_gpus, measure_memory, read_cpu_name, read_driver_version
 from planner.topology import DeviceType
 
 # The first task on a node starts a worker process and, with GPUs, imports torch: up to 20 s when busy.
@@ -34,6 +34,7 @@ class NodeFacts:
         cpu_name: Model name of the processor.
         python_version: Version of Python there.
         torch_version: Version of torch there, build suffix included.
+        driver_version: Version of the NVIDIA driver there, empty where there is none.
     """
 
     node_id: str
@@ -48,6 +49,7 @@ class NodeFacts:
     cpu_name: str
     python_version: str
     torch_version: str
+    driver_version: str = ""
 
 
 @dataclass(frozen=True)
@@ -249,4 +251,5 @@ def read_facts(node_id: str, ip: str, resources: Mapping[str, Any]) -> NodeFacts
         cpu_name=read_cpu_name(),
         python_version=platform.python_version(),
         torch_version=metadata.version("torch"),
+        driver_version=read_driver_version(),
     )

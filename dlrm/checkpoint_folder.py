@@ -17,7 +17,15 @@ from planner.plan import ShardingPlan
 
 PREFIX = "step_"
 # Keys below `data` that change neither which rows are trained nor their order.
-FREE_DATA_KEYS = ("path", "eval_path", "prefetch_batches", "max_bad_rows", "criteo.vocabulary_path")
+FREE_DATA_KEYS = (
+    "path",
+    "eval_path",
+    "prefetch_batches",
+    "max_bad_rows",
+    "criteo.vocabulary_path",
+    "access.num_samples",
+    "access.declared",
+)
 PLAN, PROGRESS = "plan.json", "progress.json"
 
 

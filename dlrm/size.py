@@ -1,9 +1,12 @@
 """What a model will be, computed without building it: planning needs neither torch nor a table's memory."""
 
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from itertools import pairwise
 
 from dlrm.config import ModelConfig
 from dlrm.data.schema import DataSchema
+from planner.access import AccessStatistics
 from planner.tables import TableSpec
 
 
@@ -18,6 +21,16 @@ def declare_tables(schema: DataSchema, embedding_dim: int) -> tuple[TableSpec, .
             pooling_factor=feature.pooling_factor,
         )
         for feature in schema.features
+    )
+
+
+def add_access(tables: Iterable[TableSpec], statistics: Mapping[str, AccessStatistics]) -> tuple[TableSpec, ...]:
+    """The tables with their access statistics and the pooling factors of these; without either where there are none."""
+    return tuple(
+        replace(table, access=statistics[table.name], pooling_factor=statistics[table.name].pooling.mean)
+        if table.name in statistics
+        else table
+        for table in tables
     )
 
 

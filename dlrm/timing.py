@@ -1,130 +1,154 @@
-"""Clocks of one rank's steps: preallocated, and never in the step's way."""
+"""Clocks of one rank's steps: at any moment of a step one phase has the time; preallocated, never in the step's way."""
 
 import time
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
-from torch import nn
 
-from dlrm.shards import sharded_collections
+from planner.cost.estimator import PHASES
 
-# The columns of a rank's timings, everywhere they travel.
-STEP_COLUMNS = ("step_ms", "data_wait_ms", "lookup_ms")
-STEP, DATA_WAIT, LOOKUP = range(len(STEP_COLUMNS))
+# The columns of a rank's timings, everywhere they travel: the step, waiting for data, the phases of
+# `planner.cost.estimator.PHASES` in their order, the ordinary optimizer (with zero_grad), and what is none of these.
+# The phases of a step do not overlap; `dlrm.phases` says where each begins.
+STEP_COLUMNS = ("step_ms", "data_wait_ms", *(f"{phase}_ms" for phase in PHASES), "optimizer_ms", "other_ms")
+(
+    STEP,
+    DATA_WAIT,
+    INPUT_DIST,
+    LOOKUP_FORWARD,
+    OUTPUT_DIST_FORWARD,
+    DENSE_FORWARD,
+    DENSE_BACKWARD,
+    OUTPUT_DIST_BACKWARD,
+    LOOKUP_BACKWARD,
+    ALL_REDUCE,
+    OPTIMIZER,
+    OTHER,
+) = range(len(STEP_COLUMNS))
+# The phase between two steps, which no column counts.
+IDLE = -1
 
 
 class PhaseClock(Protocol):
-    """Measures phases of up to `window` steps between two reads."""
+    """Measures the phases of up to `window` steps between two reads."""
 
-    def start(self, column: int) -> None:
-        """A phase begins; phases may nest but not overlap themselves."""
+    def begin_step(self) -> None:
+        """A step begins, in the phase OTHER; what was timed since the last finished step is forgotten."""
 
-    def stop(self, column: int) -> None:
-        """The phase ends; its time adds to the current step's."""
+    def enter(self, column: int) -> int:
+        """From now on time belongs to this phase; returns the phase before. Does nothing between two steps."""
 
-    def next_step(self) -> None:
-        """Later phases belong to the following step."""
+    def end_step(self) -> None:
+        """The step is over and counts."""
 
     def read(self) -> np.ndarray:
-        """Milliseconds `[steps, len(STEP_COLUMNS)]` since the last read; starts anew."""
+        """Milliseconds `[steps, len(STEP_COLUMNS)]` of the steps finished since the last read; starts anew."""
 
 
 class HostClock:
-    """Phases by the monotonic clock: right on a CPU, where a call returns when its work is done."""
+    """Phases by the monotonic clock: right on a CPU, where a call returns when its work is done.
+
+    The phases of a step add up to its `step_ms`.
+    """
 
     def __init__(self, window: int) -> None:
-        self._ms = np.zeros((window, len(STEP_COLUMNS)))
-        self._began = np.zeros(len(STEP_COLUMNS), dtype=np.int64)
-        self._step = 0
+        self._ns = np.zeros((window, len(STEP_COLUMNS)), dtype=np.int64)
+        self._step = self._since = 0
+        self._column = IDLE
 
-    def start(self, column: int) -> None:
+    def begin_step(self) -> None:
         """See PhaseClock."""
-        self._began[column] = time.perf_counter_ns()
+        self._ns[self._step] = 0
+        self._column = OTHER
+        self._since = time.perf_counter_ns()
 
-    def stop(self, column: int) -> None:
+    def enter(self, column: int) -> int:
         """See PhaseClock."""
-        self._ms[self._step, column] += (time.perf_counter_ns() - self._began[column]) * 1e-6
+        before = self._column
+        if before != IDLE:
+            now = time.perf_counter_ns()
+            self._ns[self._step, before] += now - self._since
+            self._since, self._column = now, column
+        return before
 
-    def next_step(self) -> None:
+    def end_step(self) -> None:
         """See PhaseClock."""
+        self.enter(IDLE)
         self._step += 1
 
     def read(self) -> np.ndarray:
         """See PhaseClock."""
-        ms = self._ms[: self._step].copy()
-        self._ms[:] = 0.0
+        ms = self._ns[: self._step] * 1e-6
+        ms[:, STEP] = ms.sum(axis=1)
         self._step = 0
         return ms
 
 
 class CudaClock:
-    """Phases by CUDA events on the current stream; only waiting for data is timed by the host.
+    """Phases by CUDA events on the stream that computes; only waiting for data is timed by the host.
 
-    Events are made on first use and reused in every later window. `read` waits for the device once.
+    A phase lasts from its event to the next one, so it holds the device's idling too, for want of work or for a
+    collective of another stream. `data_wait_ms` is the host's and runs beside the others, which add up to `step_ms`
+    without it. Events are made on first use and reused in every later window. `read` waits for the device once.
     """
 
     def __init__(self, window: int) -> None:
-        self._host = HostClock(window)
-        self._events: list[list[list[tuple[Any, Any]]]] = [[[] for _ in STEP_COLUMNS] for _ in range(window)]
-        self._used = np.zeros((window, len(STEP_COLUMNS)), dtype=np.int64)
-        self._step = 0
+        self._stream = torch.cuda.current_stream()
+        self._events: list[list[torch.cuda.Event]] = [[] for _ in range(window)]
+        self._columns: list[list[int]] = [[] for _ in range(window)]
+        self._data_wait_ns = np.zeros(window, dtype=np.int64)
+        self._step = self._since = 0
+        self._column = IDLE
 
-    def start(self, column: int) -> None:
+    def begin_step(self) -> None:
         """See PhaseClock."""
+        self._columns[self._step].clear()
+        self._data_wait_ns[self._step] = 0
+        self._column = OTHER
+        self._record(OTHER)
+
+    def enter(self, column: int) -> int:
+        """See PhaseClock."""
+        before = self._column
+        if before == IDLE:
+            return before
+        if before == DATA_WAIT:
+            self._data_wait_ns[self._step] += time.perf_counter_ns() - self._since
+        self._column = column
         if column == DATA_WAIT:
-            return self._host.start(column)
-        pairs, used = self._events[self._step][column], self._used[self._step, column]
-        if used == len(pairs):
-            pairs.append((torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)))
-        pairs[used][0].record()
+            self._since = time.perf_counter_ns()
+        else:
+            self._record(column)
+        return before
 
-    def stop(self, column: int) -> None:
+    def end_step(self) -> None:
         """See PhaseClock."""
-        if column == DATA_WAIT:
-            return self._host.stop(column)
-        self._events[self._step][column][self._used[self._step, column]][1].record()
-        self._used[self._step, column] += 1
-
-    def next_step(self) -> None:
-        """See PhaseClock."""
-        self._host.next_step()
+        self.enter(IDLE)
         self._step += 1
 
     def read(self) -> np.ndarray:
         """See PhaseClock."""
         torch.cuda.synchronize()
-        ms = self._host.read()
-        for step in range(self._step):
-            for column in range(len(STEP_COLUMNS)):
-                for begin, end in self._events[step][column][: self._used[step, column]]:
-                    ms[step, column] += begin.elapsed_time(end)
-        self._used[:] = 0
+        ms = np.zeros((self._step, len(STEP_COLUMNS)))
+        for step, row in enumerate(ms):
+            events, columns = self._events[step], self._columns[step]
+            for index, column in enumerate(columns[:-1]):
+                row[column] += events[index].elapsed_time(events[index + 1])
+            row[STEP] = row.sum()
+        ms[:, DATA_WAIT] = self._data_wait_ns[: self._step] * 1e-6
         self._step = 0
         return ms
+
+    def _record(self, column: int) -> None:
+        """Put the next event of this step on the stream, whichever stream or thread the caller is on."""
+        events, columns = self._events[self._step], self._columns[self._step]
+        if len(columns) == len(events):
+            events.append(torch.cuda.Event(enable_timing=True))
+        events[len(columns)].record(self._stream)
+        columns.append(column)
 
 
 def make_clock(device: torch.device, window: int) -> PhaseClock:
     """The clock that is right on `device`, for windows of up to `window` steps."""
     return CudaClock(window) if device.type == "cuda" else HostClock(window)
-
-
-def time_lookups(model: nn.Module, clock: PhaseClock) -> None:
-    """Let `clock` measure every fused lookup kernel of `model`, whichever pipeline calls it.
-
-    TorchRec runs a sharded module as input_dist, then one lookup a sharding group, then output_dist; the
-    hooks sit on the lookups, so the collectives around them are not counted. Evaluation is not timed.
-    """
-
-    def start(lookup: nn.Module, *_: object) -> None:
-        if lookup.training:
-            clock.start(LOOKUP)
-
-    def stop(lookup: nn.Module, *_: object) -> None:
-        if lookup.training:
-            clock.stop(LOOKUP)
-
-    for collection in sharded_collections(model):
-        for lookup in collection._lookups:
-            lookup.register_forward_pre_hook(start)
-            lookup.register_forward_hook(stop)

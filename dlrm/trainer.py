@@ -1,15 +1,16 @@
 """One rank's whole job: build, shard, then step after step until the data, the user or an error ends it."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 import torch.distributed as dist
-from torchrec.distributed.train_pipeline import TrainPipelineBase, TrainPipelineSparseDist
+from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from dlrm.checkpoint import load_checkpoint, save_checkpoint
 from dlrm.checkpoint_folder import Progress, describe_settings
@@ -22,14 +23,14 @@ from dlrm.job import TrainJob, resolve_pipeline
 from dlrm.metrics import BinaryMetrics, MetricValues, compute_metrics
 from dlrm.model import build_dlrm
 from dlrm.optimizers import combine_optimizers
+from dlrm.phases import build_timed_pipeline
 from dlrm.records import evaluation_record, warning_record, window_record
 from dlrm.sharded import shard_model
 from dlrm.shards import local_tensors
-from dlrm.timing import DATA_WAIT, STEP, make_clock, time_lookups
+from dlrm.timing import DATA_WAIT, make_clock
 from dlrm.window import WindowLog
 
 START = {"epoch": 0, "batch": 0}
-PIPELINES = {"sparse_dist": TrainPipelineSparseDist, "base": TrainPipelineBase}
 
 
 class Place(Protocol):
@@ -110,23 +111,16 @@ class Trainer:
 
     def run_leg(self) -> None:
         """Train up to the next evaluation or the end, and drain the pipeline."""
-        self.model.train()
-        feed = self._feed(self._leg_steps())
-        self.pipeline.reset()
-        while True:
-            self.clock.start(STEP)
-            try:
-                loss, logits, labels = self.pipeline.progress(feed)
-            except StopIteration:
-                break
-            self.clock.stop(STEP)
-            self.clock.next_step()
-            self.step += 1
-            self.log.add(loss, logits, labels)
-            if self.log.is_full:
-                self._close_window()
-        if not self.log.is_empty:
-            self._close_window()
+        self._train_on(self._feed(self.train_stream, self._leg_steps()))
+
+    def time_steps(self, batches: Sequence[Batch]) -> np.ndarray:
+        """Train on batches at hand; milliseconds `[len(batches), len(STEP_COLUMNS)]` of every step of this rank.
+
+        Collective. At least one batch, and no more than the job's `window_steps`: no exchange comes between two steps.
+        """
+        assert 0 < len(batches) <= self.job.train.window_steps
+        self._train_on(self._feed(iter(batches), len(batches)))
+        return self.log.steps_ms
 
     def evaluate(self) -> None:
         """Score the held-out batches with the tables as they are placed; a stop request ends it without a score."""
@@ -192,9 +186,8 @@ class Trainer:
         )
         self.optimizer = combine_optimizers(self.model, job.sparse_optimizer, job.dense_optimizer)
         self.clock = make_clock(self.device, job.train.window_steps)
-        time_lookups(self.model, self.clock)
         kind = resolve_pipeline(job.train.pipeline, self.device.type)
-        self.pipeline = PIPELINES[kind](self.model, self.optimizer, self.device)
+        self.pipeline = build_timed_pipeline(kind, self.model, self.optimizer, self.device, self.clock)
 
     def _open(self, split: str, num_epochs: int | None) -> BatchStream:
         job, place = self.job, self.place
@@ -223,13 +216,35 @@ class Trainer:
             ends.append((self.step // train.eval_every + 1) * train.eval_every)
         return min(ends) - self.step if ends else None
 
-    def _feed(self, limit: int | None) -> Iterator[Batch]:
+    def _train_on(self, feed: Iterator[Batch]) -> None:
+        """Train to the end of `feed`, window after window; the last one may be short."""
+        self.model.train()
+        self.pipeline.reset()
+        while self._take_step(feed):
+            if self.log.is_full:
+                self._close_window()
+        if not self.log.is_empty:
+            self._close_window()
+
+    def _take_step(self, feed: Iterator[Batch]) -> bool:
+        """Train one step; False where there is no batch left."""
+        self.clock.begin_step()
+        try:
+            loss, logits, labels = self.pipeline.progress(feed)
+        except StopIteration:
+            return False
+        self.log.add(loss, logits, labels)
+        self.clock.end_step()
+        self.step += 1
+        return True
+
+    def _feed(self, batches: Iterator[Batch], limit: int | None) -> Iterator[Batch]:
         """Batches for one leg. Ends by itself on every rank after the same batch, so no rank waits alone."""
         given = 0
         while not self.is_stopping and (limit is None or given < limit):
-            self.clock.start(DATA_WAIT)
-            batch = next(self.train_stream, None)
-            self.clock.stop(DATA_WAIT)
+            before = self.clock.enter(DATA_WAIT)
+            batch = next(batches, None)
+            self.clock.enter(before)
             if batch is None:
                 self.is_exhausted = True
                 return

@@ -6,11 +6,15 @@ import torch
 from dlrm.exchange import BAD_STEP, COMMAND_ID, OWN_COLUMNS, PEAK_BYTES, TIMINGS, Window, WindowExchange
 from dlrm.memory import peak_bytes
 from dlrm.metrics import BinaryMetrics
-from dlrm.timing import PhaseClock
+from dlrm.timing import STEP_COLUMNS, PhaseClock
 
 
 class WindowLog:
-    """Losses, logits and labels of up to `window_steps` steps; metrics are computed when the window closes."""
+    """Losses, logits and labels of up to `window_steps` steps; metrics are computed when the window closes.
+
+    Attributes:
+        steps_ms: float64 [steps, len(STEP_COLUMNS)], this rank's timings of every step of the latest closed window.
+    """
 
     def __init__(self, window_steps: int, batch_size: int, device: torch.device, exchange: WindowExchange) -> None:
         self._losses = torch.zeros(window_steps, device=device)
@@ -20,6 +24,7 @@ class WindowLog:
         self._exchange = exchange
         self._device = device
         self._steps = 0
+        self.steps_ms = np.zeros((0, len(STEP_COLUMNS)))
 
     @property
     def is_empty(self) -> bool:
@@ -47,6 +52,7 @@ class WindowLog:
         bad = torch.nonzero(~torch.isfinite(self._losses[: self._steps]))
         own[BAD_STEP] = step - self._steps + int(bad[0]) + 1 if bad.numel() else 0
         own[PEAK_BYTES] = peak_bytes(self._device)
-        own[TIMINGS] = clock.read().mean(axis=0)
+        self.steps_ms = clock.read()
+        own[TIMINGS] = self.steps_ms.mean(axis=0)
         self._steps = 0
         return self._exchange.share(own, self._metrics.state)

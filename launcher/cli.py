@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import textwrap
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,18 +35,40 @@ def build_parser() -> argparse.ArgumentParser:
         return sub
 
     add_config(add("doctor", doctor, "check this machine and say how to mend what is wrong"))
+    profile_parser = add("profile", profile, "measure the devices and links that train would use, and keep the result")
+    profile_parser.add_argument("--fresh", action="store_true", help="measure even if a kept profile fits")
+    add_config(profile_parser)
     plan_parser = add("plan", plan, "place the tables and print the plan that train would run")
     plan_parser.add_argument("--strategy", help="the search to use instead of planner.strategy")
     compare_parser = add("compare", compare, "plan with every strategy and print them side by side")
     for sub in (plan_parser, compare_parser):
         sub.add_argument("--topology", type=Path, metavar="FILE", help="plan for these devices; needs no cluster")
+        text = "plan with this profile, without --topology for the devices that it measured; needs no cluster"
+        sub.add_argument("--profile", type=Path, metavar="FILE", help=text)
         add_config(sub)
     train_parser = add("train", train, "plan, launch and watch a training job")
     train_parser.add_argument("--dry-run", action="store_true", help="print the plan that would train, and stop")
     add_config(train_parser)
     report_parser = add("report", report, "say what a run came to")
     report_parser.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    add_benchmarks(commands)
     return parser
+
+
+def add_benchmarks(commands: Any) -> None:
+    """`shardwright bench NAME`: one parser a benchmark."""
+    text = "measure how good this system is"
+    names = commands.add_parser("bench", help=text, description=text, epilog=EPILOG).add_subparsers(
+        metavar="NAME", required=True
+    )
+    text = "fit our costs and the baselines to a file of measured costs and test them on lines left out"
+    parser = names.add_parser("cost-file", help=text, description=f"{text}. MAPE is a fraction: 0.09 is 9 %.")
+    parser.set_defaults(command=bench_cost_file)
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    parser.add_argument("--costs", type=Path, metavar="FILE", required=True, help="lines of measured costs")
+    parser.add_argument("--tables", type=Path, metavar="CSV", help="the tables that the lines name; not with --comms")
+    parser.add_argument("--comms", action="store_true", help="the lines are all-to-alls, split by time")
+    parser.add_argument("--seeds", type=int, default=5, metavar="N", help="runs to average over (5)")
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
@@ -95,13 +118,42 @@ def doctor(options: argparse.Namespace) -> ExitCode:
     return ExitCode.OK if all(finding.is_ok for finding in findings) else ExitCode.UNFIT
 
 
+def profile(options: argparse.Namespace) -> ExitCode:
+    """`shardwright profile`."""
+    from launcher.profiling import find_kept_locally
+    from launcher.views.profiling import profile_dict, render_profile_summary
+    from launcher.views.tables import make_console
+
+    began_s, config = time.monotonic(), _config(options)
+    kept = None if options.fresh else find_kept_locally(config)
+    if kept is None:
+        kept = _profile_cluster(config, options.fresh, began_s)
+    if options.json:
+        _print_json(profile_dict(kept))
+    else:
+        for part in render_profile_summary(kept):
+            make_console().print(part, soft_wrap=isinstance(part, str))
+    return ExitCode.OK
+
+
+def _profile_cluster(config: Any, is_fresh: bool, began_s: float) -> Any:
+    from cluster.session import open_session
+    from launcher.preparation import find_devices
+    from launcher.profiling import measure, obtain_profile
+
+    with open_session(config.cluster.address):
+        inventory, described = find_devices(config)
+        obtain = measure if is_fresh else obtain_profile
+        return obtain(config, inventory, described.topology, _follow_profile(), began_s)
+
+
 def plan(options: argparse.Namespace) -> ExitCode:
     """`shardwright plan`."""
     from launcher.preparation import prepare, session_unless
 
     config = _config(options)
-    with session_unless(options.topology, config):
-        prepared = prepare(config, options.topology, options.strategy)
+    with session_unless(options.topology or options.profile, config):
+        prepared = prepare(config, options.topology, options.strategy, options.profile, _follow_profile())
     if options.json:
         _print_json(prepared.planned.to_dict())
     else:
@@ -116,8 +168,8 @@ def compare(options: argparse.Namespace) -> ExitCode:
     from launcher.views.tables import make_console
 
     config = _config(options)
-    with session_unless(options.topology, config):
-        outcomes = compare_strategies(config, options.topology)
+    with session_unless(options.topology or options.profile, config):
+        outcomes = compare_strategies(config, options.topology, options.profile, _follow_profile())
     if options.json:
         _print_json(comparison_dict(outcomes))
     else:
@@ -128,7 +180,7 @@ def compare(options: argparse.Namespace) -> ExitCode:
 def train(options: argparse.Namespace) -> ExitCode:
     """`shardwright train`."""
     if options.dry_run:
-        options.topology = options.strategy = None
+        options.topology = options.strategy = options.profile = None
         return plan(options)
     from launcher.stop_signals import StopSignals
 
@@ -148,10 +200,34 @@ def report(options: argparse.Namespace) -> ExitCode:
     return ExitCode.OK
 
 
+def bench_cost_file(options: argparse.Namespace) -> ExitCode:
+    """`shardwright bench cost-file`."""
+    from launcher.bench.cost_file import run_cost_file
+    from launcher.views.tables import make_console
+
+    console = make_console(stderr=True)
+    found, tables = run_cost_file(options.costs, options.tables, options.comms, options.seeds, console.print)
+    if options.json:
+        _print_json(found)
+    else:
+        for table in tables:
+            make_console().print(table)
+    return ExitCode.OK
+
+
 def _config(options: argparse.Namespace) -> Any:
     from launcher.config import load_config
 
     return load_config(options.config, options.overrides)
+
+
+def _follow_profile() -> Any:
+    from functools import partial
+
+    from launcher.views.profiling import follow_profile
+    from launcher.views.tables import make_console
+
+    return partial(follow_profile, make_console(stderr=True))
 
 
 def _terminal(stderr: bool = False) -> Any:

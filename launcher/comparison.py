@@ -6,13 +6,14 @@ from typing import Any
 
 from rich.table import Table
 
-from launcher.preparation import describe_task, find_devices, resolve_paths
+from launcher.estimators import build_estimator
+from launcher.preparation import describe_task, find_target, resolve_paths, with_access, with_profile
+from launcher.profiling import Follow, unseen
 from launcher.schema import RunConfig
 from launcher.views.tables import make_table
 from planner.errors import PlanningError
 from planner.search.registry import STRATEGIES, PlanResult, find_plan
 from planner.text import human_bytes
-from planner.topology import load_topology
 
 COLUMNS = ("strategy", "step ms", "max rank ms", "imbalance", "gap", "most memory", "plan s")
 
@@ -26,15 +27,19 @@ class Outcome:
     fault: str | None
 
 
-def compare_strategies(config: RunConfig, topology_path: Path | None) -> list[Outcome]:
-    """Plan with every strategy, the best estimated step first and failures last."""
+def compare_strategies(
+    config: RunConfig, topology_path: Path | None, profile_path: Path | None = None, follow: Follow = unseen
+) -> list[Outcome]:
+    """Plan with every strategy, the best estimated step first and failures last; for the devices as `prepare`."""
     task = describe_task(resolve_paths(config))
-    topology = load_topology(topology_path) if topology_path else find_devices(config)[1].topology
-    problem = task.problem(topology)
+    target = find_target(config, topology_path, profile_path)
+    topology = target.described.topology
+    problem = with_access(task, topology.world_size)[0].problem(topology)
+    estimator = build_estimator(topology, with_profile(target, config, follow).profile)
     outcomes = []
     for name in STRATEGIES:
         try:
-            outcomes.append(Outcome(name, find_plan(problem, name), None))
+            outcomes.append(Outcome(name, find_plan(problem, name, estimator), None))
         except PlanningError as error:
             outcomes.append(Outcome(name, None, str(error).splitlines()[0]))
     return sorted(outcomes, key=lambda o: o.planned.cost.step_ms if o.planned else float("inf"))

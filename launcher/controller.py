@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 from cluster.session import open_session
@@ -16,7 +17,9 @@ from launcher.run_dir import RunDir
 from launcher.schema import RunConfig
 from launcher.stop_signals import StopSignals
 from launcher.views.observer import Observer, open_observers
+from launcher.views.profiling import follow_profile
 from launcher.views.terminal import Terminal
+from planner.profile_file import render_profile
 
 POLL_S = 1.0
 # The last records are waited for longer: no later poll would bring them.
@@ -32,7 +35,7 @@ def run_training(
     any worker trained.
     """
     with stop.ray_included(), open_session(config.cluster.address):
-        prepared = prepare(config, topology_path=None)
+        prepared = prepare(config, topology_path=None, follow=partial(follow_profile, terminal.console))
         run = start_run(config, config_path, prepared)
         terminal.show_plan(prepared)
         terminal.show_run(run.path)
@@ -55,10 +58,12 @@ def status_of_failure(run: RunDir) -> Iterator[None]:
 
 
 def start_run(config: RunConfig, config_path: Path | None, prepared: Prepared) -> RunDir:
-    """A new run folder with the configuration, the versions and the first plan."""
+    """A new run folder with the configuration, the versions, the profile and the first plan."""
     run = RunDir.create(config.run.dir, config.run.name, config_path)
     run.write_config(render_config(config))
     run.write_versions()
+    if prepared.profile is not None:
+        run.write_profile(render_profile(prepared.profile))
     run.write_plan(prepared.planned.to_dict())
     run.write_status("running", None)
     return run

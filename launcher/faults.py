@@ -2,6 +2,7 @@
 
 from cluster.errors import ClusterError, WorkerFailure
 from dlrm.errors import DlrmError
+from launcher.bench.cost_data import CostFileError
 from launcher.config import ConfigError
 from launcher.exit_codes import ExitCode
 from launcher.stop_signals import StopRequested
@@ -9,7 +10,7 @@ from launcher.views.report import NoRunError
 from planner.errors import PlanningError
 
 # Reasons of a ClusterError that the environment, not the request, is at fault for.
-UNFIT_REASONS = ("unreachable", "unauthenticated", "unknown_device", "start")
+UNFIT_REASONS = ("unreachable", "unauthenticated", "unknown_device", "start", "profile")
 
 
 def exit_code_of(error: BaseException) -> ExitCode | None:
@@ -24,6 +25,6 @@ def exit_code_of(error: BaseException) -> ExitCode | None:
         if error.reason in ("resources", "placement"):
             return ExitCode.INFEASIBLE
         return ExitCode.UNFIT if error.reason in UNFIT_REASONS else ExitCode.USAGE
-    if isinstance(error, (OSError, ConfigError, PlanningError, DlrmError, NoRunError)):
+    if isinstance(error, (OSError, ConfigError, CostFileError, PlanningError, DlrmError, NoRunError)):
         return ExitCode.USAGE
     return None

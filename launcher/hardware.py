@@ -6,6 +6,7 @@ from pathlib import Path
 
 from cluster.errors import ClusterError
 from cluster.inventory import DeviceSlot, Inventory
+from launcher.schema import ClusterSection
 from planner.topology import Device, DeviceKind, DeviceType, Topology, load_device_kinds, load_topology
 
 # The preset for GPUs that no other file knows, and the name by which it takes them.
@@ -24,6 +25,13 @@ class Described:
 
     topology: Topology
     notes: tuple[str, ...]
+
+
+def take_ranks(inventory: Inventory, cluster: ClusterSection) -> Inventory:
+    """The ranks that a job uses of those that there are: all, or the first `max_workers`."""
+    if cluster.num_workers is None and cluster.max_workers is not None:
+        return inventory.first(cluster.max_workers)
+    return inventory
 
 
 def describe_cluster(inventory: Inventory, hardware: Path | None) -> Described:

@@ -2,7 +2,7 @@
 
 import hashlib
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,17 @@ from dlrm.data.factory import check_size, open_schema
 from dlrm.data.files import list_files
 from dlrm.data.schema import DataSchema
 from dlrm.job import BATCHES_IN_FLIGHT, TrainJob, resolve_pipeline
-from dlrm.size import count_dense_parameters, declare_tables, estimate_dense_flops
+from dlrm.size import add_access, count_dense_parameters, declare_tables, estimate_dense_flops
+from launcher.access import find_access
 from launcher.config import ConfigError
-from launcher.hardware import Described, describe_cluster
+from launcher.estimators import build_estimator
+from launcher.hardware import Described, describe_cluster, take_ranks
+from launcher.profiling import Follow, obtain_profile, unseen
 from launcher.run_dir import locate_runs
 from launcher.schema import ConstraintSection, RunConfig
 from planner.problem import PlanningProblem, TableConstraint
+from planner.profile import Profile
+from planner.profile_file import load_profile
 from planner.search.registry import PlanResult, appraise, make_plan
 from planner.sharding import ShardingType
 from planner.tables import OptimizerKind, TableSpec, Workload
@@ -67,18 +72,28 @@ def describe_task(config: RunConfig) -> Task:
     return Task(config, schema, tables, dense, flops)
 
 
+def with_access(task: Task, world_size: int) -> tuple[Task, tuple[str, ...]]:
+    """The task with what is known of how its rows are looked up by so many ranks, and notes on that.
+
+    Reads a sample of the data where that was not done before. Raises DataError.
+    """
+    access = find_access(task.config, task.schema, world_size)
+    return replace(task, tables=add_access(task.tables, access.statistics)), access.notes
+
+
 @dataclass(frozen=True)
 class Prepared:
     """A task, the devices it was planned for and the plan itself; `train` executes exactly this.
 
-    `inventory` is None for devices of a topology file, `resume` the checkpoint to go on from, if any; `notes` are
-    things that a user should know about the figures.
+    `inventory` is None for devices of a file, `profile` None where nothing was measured, `resume` the checkpoint to
+    go on from, if any; `notes` are things that a user should know about the figures.
     """
 
     task: Task
     topology: Topology
     planned: PlanResult
     inventory: Inventory | None
+    profile: Profile | None
     resume: Path | None
     notes: tuple[str, ...]
 
@@ -100,38 +115,76 @@ class Prepared:
         )
 
 
-def prepare(config: RunConfig, topology_path: Path | None, strategy: str | None = None) -> Prepared:
-    """Plan for the devices of the cluster, or of a topology file where one is given (then no Ray is needed).
+def prepare(
+    config: RunConfig,
+    topology_path: Path | None,
+    strategy: str | None = None,
+    profile_path: Path | None = None,
+    follow: Follow = unseen,
+) -> Prepared:
+    """Plan for the devices of the cluster, or of a topology or profile file where one is given (then without Ray).
+
+    Devices of the cluster that no kept profile describes are measured first, which `follow` shows.
 
     Raises ConfigError, DataError, CheckpointError, PlanningError or ClusterError.
     """
     task = describe_task(resolve_paths(config))
+    target = find_target(config, topology_path, profile_path)
+    topology = target.described.topology
+    check_size(config.data, config.train.batch_size, topology.world_size)
+    task, notes = with_access(task, topology.world_size)
+    problem = task.problem(topology)
+    checkpoint = None if config.run.resume is None else find_checkpoint(Path(config.run.resume))
+    if checkpoint is not None:
+        check_resume(checkpoint, _settings(config, topology.world_size), config.train.steps)
+    target = with_profile(target, config, follow)
+    estimator = build_estimator(topology, target.profile)
+    if checkpoint is None:
+        planned = make_plan(problem, strategy or config.planner.strategy, estimator)
+    else:
+        planned = appraise(problem, read_plan(checkpoint), "resumed", estimator=estimator)
+    notes = (*target.described.notes, *notes)
+    return Prepared(task, topology, planned, target.inventory, target.profile, checkpoint, notes)
+
+
+def session_unless(file: Path | None, config: RunConfig) -> AbstractContextManager[object]:
+    """A Ray session for planning on the cluster's own devices; nothing where a file describes them."""
+    return nullcontext() if file else open_session(config.cluster.address)
+
+
+@dataclass(frozen=True)
+class Target:
+    """The devices to plan for: `inventory` is None for those of a file, `profile` where nothing was measured."""
+
+    inventory: Inventory | None
+    described: Described
+    profile: Profile | None
+
+
+def find_target(config: RunConfig, topology_path: Path | None, profile_path: Path | None) -> Target:
+    """The devices of the topology file, else of the profile's file, else of the open Ray session."""
+    profile = load_profile(profile_path) if profile_path else None
     if topology_path is not None:
-        inventory, described = None, Described(load_topology(topology_path), ())
-    else:
-        inventory, described = find_devices(config)
-    problem = task.problem(described.topology)
-    check_size(config.data, config.train.batch_size, described.topology.world_size)
-    if config.run.resume is None:
-        planned, checkpoint = make_plan(problem, strategy or config.planner.strategy), None
-    else:
-        checkpoint = find_checkpoint(Path(config.run.resume))
-        check_resume(checkpoint, _settings(config, described.topology.world_size), config.train.steps)
-        planned = appraise(problem, read_plan(checkpoint), "resumed")
-    return Prepared(task, described.topology, planned, inventory, checkpoint, described.notes)
+        return Target(None, Described(load_topology(topology_path), ()), profile)
+    if profile is not None:
+        return Target(None, Described(profile.topology, ()), profile)
+    return Target(*find_devices(config), None)
 
 
-def session_unless(topology_path: Path | None, config: RunConfig) -> AbstractContextManager[object]:
-    """A Ray session for planning on the cluster's own devices; nothing where a topology file describes them."""
-    return nullcontext() if topology_path else open_session(config.cluster.address)
+def with_profile(target: Target, config: RunConfig, follow: Follow) -> Target:
+    """The same devices with their profile, kept or measured now; those of a file, or unwanted, stay as they are."""
+    if target.inventory is None or not config.profile.enabled:
+        return target
+    kept = obtain_profile(config, target.inventory, target.described.topology, follow)
+    notes = (*target.described.notes, str(kept))
+    return replace(target, profile=kept.profile, described=replace(target.described, notes=notes))
 
 
 def find_devices(config: RunConfig) -> tuple[Inventory, Described]:
     """The ranks that the open Ray session offers, and their figures. Needs an open session."""
     cluster = config.cluster
     inventory = take_inventory(cluster.device, cluster.num_workers, cluster.cpus_per_worker)
-    if cluster.num_workers is None and cluster.max_workers is not None:
-        inventory = inventory.first(cluster.max_workers)
+    inventory = take_ranks(inventory, cluster)
     hardware = Path(cluster.hardware) if cluster.hardware else None
     return inventory, describe_cluster(inventory, hardware)
 

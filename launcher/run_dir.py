@@ -29,6 +29,7 @@ class RunDir:
 
     config.yaml    the resolved configuration; `train --config` on it repeats the run
     versions.json  of the packages
+    profile.json   what was measured on the devices, if anything
     plans/NNN.json every plan that trained, as `plan --json` prints it, in order
     records.jsonl  one JSON object a line: windows and evaluations (see README)
     status.json    `{"status", "exit_code", "message", "step", "updated_at"}`
@@ -74,6 +75,10 @@ class RunDir:
     def write_versions(self) -> None:
         """Keep the versions of the packages that decide what a run does."""
         write_beside(self.path / "versions.json", json.dumps(installed_versions(), indent=2) + "\n")
+
+    def write_profile(self, text: str) -> None:
+        """Keep the profile that the plan was made with."""
+        write_beside(self.path / "profile.json", text)
 
     def write_plan(self, plan: dict[str, Any]) -> None:
         """Keep one more plan."""

@@ -60,6 +60,19 @@ class PlannerSection:
 
 
 @dataclass
+class ProfileSection:
+    """Measuring the devices and links."""
+
+    enabled: bool = option(
+        True, "measure devices that no kept profile describes, before a plan on a cluster; false: plan without"
+    )
+    budget_s: float = option(
+        60.0, "time for measuring, the start of the workers included; a small one measures less", at_least=1.0
+    )
+    seed: int = option(0, "of what is measured: another one draws other sets, layers and messages", at_least=0)
+
+
+@dataclass
 class OptimizerSection:
     """The two optimizers of a DLRM."""
 
@@ -77,4 +90,5 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     optimizer: OptimizerSection = field(default_factory=OptimizerSection)
     planner: PlannerSection = field(default_factory=PlannerSection)
+    profile: ProfileSection = field(default_factory=ProfileSection)
     train: TrainConfig = field(default_factory=TrainConfig)

@@ -6,7 +6,7 @@ class PlanningError(Exception):
 
     Attributes:
         reason: One machine-readable word: `workload`, `topology`, `constraint`, `plan`, `memory`,
-            `infeasible`, `strategy` or `torchrec`.
+            `infeasible`, `strategy`, `profile` or `torchrec`.
     """
 
     def __init__(self, message: str, *, reason: str) -> None:

@@ -9,6 +9,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.access import AccessStatistics, BatchRows, batch_rows
 from planner.errors import PlanningError
 from planner.sharding import ShardingOption, ShardingType, enumerate_options
 from planner.tables import TableSpec, Workload
@@ -52,12 +53,46 @@ class TableArrays:
         num_cols: Columns.
         num_features: Features that read the table.
         ids_per_sample: Mean ids of one sample over all its features.
+        access: How rows are looked up, T statistics or None.
+        samples: Samples of the global batch, which a shard serves.
+        local_samples: Samples of a rank's own batch, which a replica serves.
     """
 
     num_rows: NDArray[np.float64]
     num_cols: NDArray[np.float64]
     num_features: NDArray[np.float64]
     ids_per_sample: NDArray[np.float64]
+    access: tuple[AccessStatistics | None, ...]
+    samples: int
+    local_samples: int
+
+    @property
+    def distinct_rows(self) -> NDArray[np.float64]:
+        """Rows [T] that the global batch looks up at least once."""
+        return self._global_rows.distinct_rows
+
+    @property
+    def reuse(self) -> NDArray[np.float64]:
+        """Shares [T, bins] of these rows by how often; bins as in `planner.lookups.NUM_REUSE_BINS`."""
+        return self._global_rows.reuse
+
+    @property
+    def local_distinct_rows(self) -> NDArray[np.float64]:
+        """Rows [T] that a rank's own batch looks up at least once."""
+        return self._local_rows.distinct_rows
+
+    @property
+    def local_reuse(self) -> NDArray[np.float64]:
+        """Shares [T, bins] of these rows by how often."""
+        return self._local_rows.reuse
+
+    @cached_property
+    def _global_rows(self) -> BatchRows:
+        return batch_rows(self.access, self.num_rows, self.ids_per_sample, self.samples)
+
+    @cached_property
+    def _local_rows(self) -> BatchRows:
+        return batch_rows(self.access, self.num_rows, self.ids_per_sample, self.local_samples)
 
 
 @dataclass(frozen=True)
@@ -134,6 +169,9 @@ class PlanningProblem:
             num_cols=np.array([table.embedding_dim for table in tables], dtype=np.float64),
             num_features=num_features,
             ids_per_sample=num_features * np.array([table.pooling_factor for table in tables]),
+            access=tuple(table.access for table in tables),
+            samples=self.workload.batch_size * self.topology.world_size,
+            local_samples=self.workload.batch_size,
         )
 
     @cached_property

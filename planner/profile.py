@@ -1,8 +1,12 @@
-"""What was measured on a cluster: times of lookups, dense layers, copies and collectives, as types and as a file."""
+"""What was measured on a cluster: times of lookups, dense layers, copies and collectives.
+
+`planner.profile_file` keeps a profile as JSON.
+"""
 
 from dataclasses import dataclass
 
 from planner.lookups import LookupSet
+from planner.topology import Topology
 
 PROFILE_VERSION = 1
 """Changes whenever a file of an earlier version would be read wrongly."""
@@ -140,7 +144,8 @@ class Profile:
     Attributes:
         fingerprint: What a profile is valid for: devices, driver, library versions, threads, world size.
         created: UTC time, ISO 8601.
-        seconds: How long it took.
+        seconds: How long it took, the start of the workers included.
+        topology: The devices that were measured, with their memory; a plan from the profile alone is for these.
         devices: One entry a device kind.
         collectives: Over all groups and link classes.
     """
@@ -148,5 +153,6 @@ class Profile:
     fingerprint: dict[str, str]
     created: str
     seconds: float
+    topology: Topology
     devices: tuple[DeviceProfile, ...]
     collectives: tuple[CollectiveMeasurement, ...]

@@ -1,9 +1,10 @@
 """Embedding tables and the training job that looks rows up in them."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
+from planner.access import AccessStatistics
 from planner.errors import PlanningError
 
 DIM_MULTIPLE = 4
@@ -31,6 +32,7 @@ class TableSpec:
         embedding_dim: Columns, a multiple of `DIM_MULTIPLE`.
         feature_names: Sparse input keys that look up in this table.
         pooling_factor: Mean ids per sample and feature.
+        access: How its rows are looked up; None where that is not known: then ids are taken as uniform.
     """
 
     name: str
@@ -38,6 +40,7 @@ class TableSpec:
     embedding_dim: int
     feature_names: tuple[str, ...]
     pooling_factor: float = 1.0
+    access: AccessStatistics | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         """Raises PlanningError listing everything that is wrong with the table."""

@@ -88,6 +88,32 @@ class TableConfig:
 
 
 @dataclass
+class DeclaredAccessConfig:
+    """What is known of some tables; it wins over what the sample tells."""
+
+    tables: list[str] = option([], "names of tables, or patterns such as user_*")
+    pooling_factor: float | None = option(None, "mean ids per sample; null: as found", at_least=0.0)
+    zipf_alpha: float | None = option(
+        None,
+        "skew: the k-th hottest row is looked up in proportion to k^-alpha, 0 = all alike; null: as found",
+        at_least=0.0,
+    )
+
+
+@dataclass
+class AccessConfig:
+    """How often rows are looked up, counted before the plan on a sample of the training data, which is then kept."""
+
+    num_samples: int = option(
+        65_536,
+        "training samples counted, one global batch at least; synthetic data needs none, its distribution is known; "
+        "0: nothing is counted or known, ids are taken to be uniform",
+        at_least=0,
+    )
+    declared: list[DeclaredAccessConfig] = option([], "tables of which more is known; a later entry wins")
+
+
+@dataclass
 class DataConfig:
     """Where samples come from and how they are split, shuffled and prefetched."""
 
@@ -105,3 +131,4 @@ class DataConfig:
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig, metadata={"help": "kind = synthetic"})
     criteo: CriteoConfig = field(default_factory=CriteoConfig, metadata={"help": "kind = criteo"})
     table: TableConfig = field(default_factory=TableConfig, metadata={"help": "kind = table"})
+    access: AccessConfig = field(default_factory=AccessConfig, metadata={"help": "how often rows are looked up"})

@@ -1,11 +1,13 @@
 """The two doors to data: its schema before the plan, and a rank's stream of batches."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from dlrm.data.check import check_config
 from dlrm.data.config import DataConfig
 from dlrm.data.criteo import describe_criteo, open_criteo_reader
 from dlrm.data.file_source import FileSource, RankShare, RowReader, Split
+from dlrm.data.rows import Rows
 from dlrm.data.schema import DataSchema
 from dlrm.data.stream import BatchSource, BatchStream
 from dlrm.data.synthetic import SyntheticSource, describe_synthetic, find_synthetic_shortage
@@ -85,6 +87,16 @@ def open_stream(
     return BatchStream(source, config.prefetch_batches, num_epochs, is_pinned)
 
 
+def read_training_rows(config: DataConfig, schema: DataSchema, batch_size: int, seed: int) -> Iterator[Rows]:
+    """The rows of the first epoch's training batches, as one rank alone gets them; files only. Loads no torch.
+
+    Raises:
+        DataError: what reading raises, `too_short` where there is no batch.
+    """
+    check_config(config)
+    return _open_files(config, schema, Split.TRAIN, RankShare(batch_size, rank=0, world_size=1), seed).read_rows(0, 0)
+
+
 def _find_shortage(config: DataConfig, split: Split, share: RankShare) -> str | None:
     """What to say where a split is known to have no batch."""
     if config.kind == "synthetic":
@@ -98,6 +110,11 @@ def _open_source(config: DataConfig, schema: DataSchema, split: Split, share: Ra
         if describe_synthetic(config.synthetic) != schema:
             raise DataError("The schema is not that of data.synthetic: open it with the same configuration.", "config")
         return SyntheticSource(config.synthetic, split, share, seed)
+    return _open_files(config, schema, split, share, seed)
+
+
+def _open_files(config: DataConfig, schema: DataSchema, split: Split, share: RankShare, seed: int) -> FileSource[Any]:
+    """The source of a kind that reads files."""
     uses_eval_path = split is Split.EVAL and config.eval_path is not None
     return FileSource(
         _open_reader(config, config.eval_path if uses_eval_path else config.path),

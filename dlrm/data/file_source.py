@@ -143,7 +143,12 @@ class FileSource(Generic[R]):
         return self._num_batches
 
     def read_epoch(self, epoch: int, first_batch: int) -> Iterator[Batch]:
-        """The batches of one pass from number `first_batch` on; what lies before is read, but not encoded.
+        """The batches of one pass from number `first_batch` on; raises as `read_rows` does."""
+        for rows in self.read_rows(epoch, first_batch):
+            yield rows.to_batch(self._names)
+
+    def read_rows(self, epoch: int, first_batch: int) -> Iterator[Rows]:
+        """The rows of these batches, for which torch is not loaded; what lies before is read, but not encoded.
 
         Raises:
             DataError: `too_short` without a single batch, `position` where the pass ends before `first_batch`, and
@@ -205,14 +210,13 @@ class FileSource(Generic[R]):
             return rows
         return rows.slice(0, 0 if self._split is Split.TRAIN else len(rows) - len(rows) % self._share.world_size)
 
-    def _batches(self, rows: R, num_skipped: int) -> Iterator[Batch]:
+    def _batches(self, rows: R, num_skipped: int) -> Iterator[Rows]:
         """This rank's part of usable rows but for the first global batches; encoded together, which costs less."""
         global_rows = min(self._share.global_rows, len(rows))
         own = self._share.index(len(rows), global_rows)[num_skipped:]
         if own.size:
             encoded = self._reader.encode(rows.take(own.ravel()))
-            for part in encoded.split(own.shape[1]):
-                yield part.to_batch(self._names)
+            yield from encoded.split(own.shape[1])
 
     def _raise_too_short(self, num_split_rows: int) -> None:
         """Say how many rows there are and how many a batch takes."""

@@ -30,7 +30,8 @@ MOST_RANKS = 64
 def render_plan(planned: PlanResult, tables: Sequence[TableSpec], topology: Topology) -> Iterator[Table | str]:
     """The plan as a table of ranks, a table of tables and the totals."""
     plan = planned.to_dict()
-    yield make_table("tables", _TABLE_COLUMNS, _table_rows(plan, tables), left=2)
+    distinct_rows = dict(zip(planned.problem.tables, planned.problem.arrays.distinct_rows, strict=True))
+    yield make_table("tables", _TABLE_COLUMNS, _table_rows(plan, tables, distinct_rows), left=2)
     if len(tables) > MOST_TABLES:
         yield f"  ... and {len(tables) - MOST_TABLES} smaller tables (--json lists all)"
     yield make_table(f"ranks of {topology.name}", _RANK_COLUMNS, _rank_rows(plan, topology), left=2)
@@ -76,11 +77,14 @@ def gathered_bytes(planned: PlanResult, tables: Sequence[TableSpec]) -> np.ndarr
     return gathered
 
 
-_TABLE_COLUMNS = ("table", "type", "rows", "dim", "pooling", "size", "shards", "ranks")
+_TABLE_COLUMNS = ("table", "type", "rows", "dim", "pooling", "distinct", "size", "shards", "ranks")
 _RANK_COLUMNS = ("rank", "node", "memory", "free", "shards", "lookup ms", "comms ms", "total ms")
 
 
-def _table_rows(plan: dict[str, Any], tables: Sequence[TableSpec]) -> Iterator[tuple[str, ...]]:
+def _table_rows(
+    plan: dict[str, Any], tables: Sequence[TableSpec], distinct_rows: dict[str, float]
+) -> Iterator[tuple[str, ...]]:
+    """A row a table; `distinct` is the rows that a global batch looks up."""
     placed = {table["name"]: table for table in plan["tables"]}
     largest = sorted(tables, key=lambda t: t.num_embeddings * t.embedding_dim, reverse=True)
     for table in largest[:MOST_TABLES]:
@@ -91,6 +95,7 @@ def _table_rows(plan: dict[str, Any], tables: Sequence[TableSpec]) -> Iterator[t
             f"{table.num_embeddings:,}",
             str(table.embedding_dim),
             f"{table.pooling_factor:.1f}",
+            f"{distinct_rows[table.name]:,.0f}",
             human_bytes(table.num_embeddings * table.embedding_dim * 4),
             str(len(entry["shards"])),
             _ranks_of(entry),

@@ -21,8 +21,9 @@ class NoRunError(Exception):
 def read_report(path: Path) -> dict[str, Any]:
     """The report as `report --json` prints it; raises NoRunError.
 
-    `step_ms` is of the slowest rank, over windows; `imbalance` is max / mean over ranks of measured lookup
-    time; `qps` is the median window's. `loss`, `ne` and `auc` are of the last held-out evaluation.
+    `step_ms` is of the slowest rank, over windows; `imbalance` is max / mean over ranks of measured forward
+    lookups; `ranks` holds every timing of a rank, the median over windows; `qps` is the median window's. `loss`,
+    `ne` and `auc` are of the last held-out evaluation.
     """
     run = RunDir(path)
     try:
@@ -60,7 +61,7 @@ def read_report(path: Path) -> dict[str, Any]:
 def render_report(report: dict[str, Any], path: Path) -> Iterator[Table | str]:
     """The report for people: the balance of the ranks, then the figures of the run.
 
-    Lookups are timed forward only, so their estimate is shown for the forward pass too.
+    Of lookups the forward pass is shown, measured beside estimated.
     """
     yield make_table("balance", _BALANCE_COLUMNS, _balance_rows(report), left=1)
     if report["imbalance"]:
@@ -94,8 +95,8 @@ def column(window: dict[str, Any], name: str) -> list[float]:
 
 
 def window_imbalance(window: dict[str, Any]) -> float | None:
-    """Max / mean over ranks of the window's lookup time; None where no rank looked anything up."""
-    values = column(window, "lookup_ms")
+    """Max / mean over ranks of the window's forward lookups; None where no rank looked anything up."""
+    values = column(window, "lookup_forward_ms")
     mean = sum(values) / len(values)
     return max(values) / mean if mean > 0 else None
 
@@ -145,7 +146,7 @@ def _balance_rows(report: dict[str, Any]) -> Iterator[tuple[str, ...]]:
             human_bytes(row["planned_bytes"]),
             human_bytes(row["peak_bytes"]),
             f"{row['estimated_lookup_forward_ms']:.2f}",
-            f"{row['lookup_ms']:.2f}",
+            f"{row['lookup_forward_ms']:.2f}",
             f"{row['step_ms']:.2f}",
             f"{row['data_wait_ms']:.2f}",
         )

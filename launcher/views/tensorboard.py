@@ -8,11 +8,19 @@ from torch.utils.tensorboard import SummaryWriter
 from launcher.preparation import Task
 from launcher.views.heatmap import draw_heat_map
 from launcher.views.plan import gathered_bytes, plan_markdown
+from launcher.views.report import window_imbalance
 from planner.search.registry import PlanResult
 
 # Beyond this many ranks a chart shows fastest, mean and slowest instead of a line a rank.
 MOST_RANK_LINES = 32
 METRICS = ("loss", "ne", "auc", "calibration")
+# Columns that have a line a rank, and their tags; of the other phases the slowest rank is shown.
+RANK_TAGS = {
+    "peak_bytes": "peak_bytes",
+    "step_ms": "step_ms",
+    "data_wait_ms": "data_wait_ms",
+    "lookup_forward_ms": "lookup_ms",
+}
 
 
 class TensorBoardView:
@@ -47,15 +55,21 @@ class TensorBoardView:
     def _show_ranks(self, record: dict[str, Any], step: int) -> None:
         for index, column in enumerate(record["columns"]):
             values = [row[index] for row in record["ranks"]]
-            mean = sum(values) / len(values)
-            if len(values) <= MOST_RANK_LINES:
-                for rank, value in enumerate(values):
-                    self._writer.add_scalar(f"{column}/rank_{rank:02d}", value, step)
-            else:
-                for name, value in (("fastest", min(values)), ("mean", mean), ("slowest", max(values))):
-                    self._writer.add_scalar(f"{column}/{name}", value, step)
-            if column == "lookup_ms" and mean > 0:
-                self._writer.add_scalar("balance/lookup_imbalance", max(values) / mean, step)
+            if column in RANK_TAGS:
+                self._show_lines(RANK_TAGS[column], values, step)
+            if column.endswith("_ms") and column != "step_ms":
+                self._writer.add_scalar(f"phase_ms/{column.removesuffix('_ms')}", max(values), step)
+        imbalance = window_imbalance(record)
+        if imbalance is not None:
+            self._writer.add_scalar("balance/lookup_imbalance", imbalance, step)
+
+    def _show_lines(self, tag: str, values: list[float], step: int) -> None:
+        if len(values) <= MOST_RANK_LINES:
+            lines = {f"rank_{rank:02d}": value for rank, value in enumerate(values)}
+        else:
+            lines = {"fastest": min(values), "mean": sum(values) / len(values), "slowest": max(values)}
+        for name, value in lines.items():
+            self._writer.add_scalar(f"{tag}/{name}", value, step)
 
     def close(self) -> None:
         """Write what is left and close the file."""

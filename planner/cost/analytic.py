@@ -9,8 +9,9 @@ Additive loads of a shard, the columns of `Load`:
 - FORWARD_BYTES: samples x (I s (D w + 8) + 4 F D): rows gathered, ids read, pooled rows written; samples is
   B W, and B where the table is replicated.
 - BACKWARD_BYTES: samples x I s (4 D + 16) for the gradient of every id and the sort of the ids, plus
-  distinct rows x (2 D w + 2 state) for the rows updated; the expected distinct rows are R (1 - (1 -
-  1/rows)^ids), uniform ids. Replicated tables instead write and read a dense gradient and update every row.
+  distinct rows x (2 D w + 2 state) for the rows updated: the table's, as its access statistics tell or for
+  uniform ids, times the share s. Replicated tables instead write and read a dense gradient and update every
+  row.
 - ID_BYTES: B (8 I s + 4 F), what every rank sends to the shard.
 - INTRA_BYTES, INTER_BYTES: pooled bytes that the shard sends to each peer on its node and to each rank
   elsewhere: 4 B F D, also for row_wise, whose reduce-scatter moves as much. table_row_wise first
@@ -162,14 +163,9 @@ class AnalyticEstimator:
 
 
 def _fused_update_bytes(problem: PlanningProblem, shards: ShardArrays) -> NDArray[np.float64]:
-    """Bytes [S] that a fused optimizer reads and writes: the expected distinct rows of the global batch."""
-    tables, workload = problem.arrays, problem.workload
-    num_rows = tables.num_rows[shards.table]
-    ids = workload.batch_size * problem.topology.world_size * tables.ids_per_sample[shards.table]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        log_missed = np.where(num_rows > 1, ids * np.log1p(-1.0 / num_rows), np.where(ids > 0, -np.inf, 0.0))
-    touched = -np.expm1(log_missed)
-    return shards.num_rows * touched * _row_update_bytes(problem, shards)
+    """Bytes [S] that a fused optimizer reads and writes: the distinct rows of the global batch, evenly spread."""
+    touched = problem.arrays.distinct_rows / problem.arrays.num_rows
+    return shards.num_rows * touched[shards.table] * _row_update_bytes(problem, shards)
 
 
 def _dense_update_bytes(problem: PlanningProblem, shards: ShardArrays) -> NDArray[np.float64]:

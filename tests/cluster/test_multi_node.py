@@ -1,16 +1,22 @@
 """On several nodes, ranks follow NodeIDs (all nodes of a test cluster share one address) and work across them."""
 
+import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from cluster.actors import GroupOptions
 from cluster.errors import ClusterError
 from cluster.inventory import DeviceSlot, Inventory, take_inventory
 from cluster.placement import check_placement, place, unplace
+from cluster.profiler import ProfileOptions, profile_cluster
 from cluster.session import open_session
 from cluster.worker_group import WorkerGroup
+from launcher.hardware import describe_cluster
+from planner.tables import OptimizerKind
 from planner.topology import DeviceType
 from tests.cluster import rank_functions
 
@@ -43,6 +49,16 @@ def test_ranks_are_ordered_by_node_and_reduce_across_nodes(two_nodes: Any) -> No
     assert [result["place"] for result in results] == [(0, 4, 0, 2), (1, 4, 1, 2), (2, 4, 0, 2), (3, 4, 1, 2)]
     assert [result["node_id"] for result in results] == [slot.node_id for slot in inventory.slots]
     assert [result["sum"] for result in results] == [[10.0, 10.0]] * 4
+
+
+def test_links_within_and_across_nodes_are_profiled(two_nodes: Any) -> None:
+    inventory = take_inventory("cpu", num_workers=4)
+    options = ProfileOptions(OptimizerKind.SGD, 1.0, time.monotonic(), 0, GroupOptions(start_timeout_s=120.0))
+    topology = describe_cluster(inventory, None).topology
+    found = profile_cluster(topology, inventory, {}, options, lambda part, done, of: None)
+    shapes = Counter((each.link, each.world_size) for each in found.collectives)
+    # All four ranks; either node; the ranks of one place on both nodes: two groups each of the latter.
+    assert shapes[("inter_node", 4)] * 2 == shapes[("intra_node", 2)] == shapes[("inter_node", 2)] > 0
 
 
 def test_gpus_that_torch_cannot_use_are_no_devices(two_nodes: Any) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dlrm.job import TrainJob
-from dlrm.timing import LOOKUP, STEP, CudaClock
+from dlrm.timing import LOOKUP_FORWARD, OTHER, STEP, STEP_COLUMNS, CudaClock
 from dlrm.trainer import train
 from planner.problem import PlanningProblem
 from planner.search.registry import make_plan
@@ -63,13 +63,23 @@ def test_a_resumed_run_on_a_gpu_equals_the_one_that_never_stopped(tmp_path: Path
 def test_the_clock_measures_the_devices_work_not_its_launch() -> None:
     clock, matrix = CudaClock(4), torch.randn(4096, 4096, device="cuda")
     for repeats in (1, 50):
-        clock.start(STEP)
-        clock.start(LOOKUP)
+        clock.begin_step()
+        clock.enter(LOOKUP_FORWARD)
         for _ in range(repeats):
             matrix @ matrix
-        clock.stop(LOOKUP)
-        clock.stop(STEP)
-        clock.next_step()
+        clock.enter(OTHER)
+        clock.end_step()
     ms = clock.read()
-    assert ms.shape[0] == 2 and ms[1, LOOKUP] > 5 * ms[0, LOOKUP] and (ms[:, STEP] >= ms[:, LOOKUP]).all()
+    assert ms.shape[0] == 2 and ms[1, LOOKUP_FORWARD] > 5 * ms[0, LOOKUP_FORWARD]
+    assert (ms[:, STEP] >= ms[:, LOOKUP_FORWARD]).all()
     assert clock.read().shape[0] == 0
+
+
+@pytest.mark.parametrize("pipeline", ["base", "sparse_dist"])
+def test_the_phases_of_a_step_on_a_gpu_make_up_the_step(tmp_path: Path, pipeline: str) -> None:
+    job = one_device_job(tmp_path, DeviceType.CUDA, "sgd", pipeline=pipeline)
+    (records,) = run_ranks(run_on, 1, "cuda:0", [job], backend="cpu:gloo,cuda:nccl")[0]
+    window = [record for record in records if record["kind"] == "window"][-1]
+    times = dict(zip(window["columns"], window["ranks"][0], strict=True))
+    phases = [times[column] for column in STEP_COLUMNS if column not in ("step_ms", "data_wait_ms")]
+    assert sum(phases) == pytest.approx(times["step_ms"], rel=1e-3) and min(phases) > 0

@@ -42,5 +42,5 @@ def shardwright(*words: object, environment: dict[str, str], cwd: Path, timeout_
 
 
 def keys(address: str, runs: Path, *more: str) -> list[str]:
-    """Overrides of a small run on a running cluster."""
-    return [f"cluster.address={address}", f"run.dir={runs}", *SMALL, *more]
+    """Overrides of a small run on a running cluster, planned without measurements."""
+    return [f"cluster.address={address}", f"run.dir={runs}", "profile.enabled=false", *SMALL, *more]

@@ -3,11 +3,13 @@
 import io
 import os
 import signal
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from launcher.cli import fold
 from launcher.stop_signals import StopRequested, StopSignals
@@ -15,6 +17,7 @@ from launcher.views.health import PATIENCE_WINDOWS, LearningHealth
 from launcher.views.heatmap import ANCHORS, draw_heat_map
 from launcher.views.plan import _ranks_of, gathered_bytes
 from launcher.views.report import percentile_95, window_imbalance
+from launcher.views.tensorboard import MOST_RANK_LINES, TensorBoardView
 from launcher.views.terminal import Pace, Terminal, render_event, render_window
 from planner.problem import PlanningProblem, TableConstraint
 from planner.search.registry import make_plan
@@ -33,7 +36,7 @@ def window(step: int = 10, auc: float | None = 0.7, ranks: int = 2) -> dict[str,
         "auc": auc,
         "calibration": 1.0,
         "qps": 1000.0,
-        "columns": ["step_ms", "lookup_ms"],
+        "columns": ["step_ms", "lookup_forward_ms"],
         "ranks": [[20.0 + rank, 2.0 + rank] for rank in range(ranks)],
     }
 
@@ -86,6 +89,19 @@ def test_lines_are_plain_where_there_is_no_terminal() -> None:
 def test_imbalance_is_max_over_mean_of_lookups() -> None:
     assert window_imbalance(window()) == pytest.approx(3.0 / 2.5)
     assert window_imbalance({**window(), "ranks": [[1.0, 0.0], [1.0, 0.0]]}) is None
+
+
+def test_tensorboard_shows_ranks_and_the_slowest_rank_of_every_phase(tmp_path: Path) -> None:
+    view = TensorBoardView(tmp_path)
+    view.show(window())
+    view.show({**window(step=20, ranks=MOST_RANK_LINES + 1), "ranks": [[20.0, float(r)] for r in range(33)]})
+    view.close()
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [event.value for event in events.Scalars("phase_ms/lookup_forward")] == [3.0, 32.0]
+    assert [event.value for event in events.Scalars("lookup_ms/rank_01")] == [3.0]
+    assert [event.value for event in events.Scalars("lookup_ms/slowest")] == [32.0]
+    assert "phase_ms/step" not in events.Tags()["scalars"]
 
 
 def test_percentile_of_one_window_is_that_window() -> None:

@@ -1,0 +1,1 @@
+"""Measures one device, and the links of a group: lookups, dense layers, copies and collectives."""
