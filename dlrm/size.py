@@ -1,13 +1,30 @@
 """What a model will be, computed without building it: planning needs neither torch nor a table's memory."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from dlrm.config import ModelConfig
 from dlrm.data.schema import DataSchema
 from planner.access import AccessStatistics
 from planner.tables import TableSpec
+
+
+@dataclass(frozen=True)
+class DenseWork:
+    """What a model does outside its tables.
+
+    Attributes:
+        parameters: Replicated on every rank.
+        flops: Floating-point operations of a sample's forward pass, two for each multiply-add.
+        layers: Operations of the forward pass.
+        activations: Floats of a sample that these read and write.
+    """
+
+    parameters: int
+    flops: float
+    layers: int
+    activations: float
 
 
 def declare_tables(schema: DataSchema, embedding_dim: int) -> tuple[TableSpec, ...]:
@@ -51,15 +68,34 @@ def count_dense_parameters(config: ModelConfig, tables: tuple[TableSpec, ...], n
     return projections + bottom + interaction + _count_mlp([over_in, *config.over_arch, 1])
 
 
-def estimate_dense_flops(config: ModelConfig, tables: tuple[TableSpec, ...], num_dense: int) -> float:
-    """Forward floating-point operations a sample outside the tables: two for each multiply-add.
+def describe_dense(config: ModelConfig, tables: tuple[TableSpec, ...], num_dense: int) -> DenseWork:
+    """The work of a sample outside the tables.
 
-    Every dense weight is used once a sample; the dot interaction of F features adds (F + 1)^2 D products.
-    Source: Naumov et al. 2019 (arXiv 1906.00091), section 2.
+    Every dense weight is used once a sample, in one multiply-add; the dot interaction of F features adds
+    (F + 1)^2 D products. Layers read their inputs and write their outputs; projected vectors are stacked, and
+    the interaction's products copied next to the dense vector.
+    Source: Naumov et al. 2019 (arXiv 1906.00091), section 2; TorchRec 1.8 `models.dlrm`.
     """
+    width = config.embedding_dim
     num_vectors = 1 + sum(len(table.feature_names) for table in tables)
-    interaction = num_vectors**2 * config.embedding_dim if config.arch == "dlrm" else 0
-    return 2.0 * (count_dense_parameters(config, tables, num_dense) + interaction)
+    parameters = count_dense_parameters(config, tables, num_dense)
+    chains = [[num_dense, *config.dense_arch, width]]
+    chains += [[t.embedding_dim, width] for t in tables if t.embedding_dim != width for _ in t.feature_names]
+    if config.arch == "dlrm_dcn":
+        flat, products = num_vectors * width, 0
+        chains += [[flat, config.dcn_low_rank_dim, flat, flat]] * config.dcn_num_layers
+        chains.append([flat, *config.over_arch, 1])
+    else:
+        flat, products = num_vectors * width, num_vectors**2 * width
+        pairs = num_vectors * (num_vectors - 1) // 2
+        chains += [[flat, num_vectors**2, pairs, width + pairs], [width + pairs, *config.over_arch, 1]]
+    stacked = 2 * num_vectors * width
+    return DenseWork(
+        parameters=parameters,
+        flops=2.0 * (parameters + products),
+        layers=sum(len(chain) - 1 for chain in chains),
+        activations=float(stacked + sum(inputs + outputs for chain in chains for inputs, outputs in pairwise(chain))),
+    )
 
 
 def _count_mlp(sizes: list[int]) -> int:

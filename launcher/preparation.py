@@ -14,7 +14,7 @@ from dlrm.data.factory import check_size, open_schema
 from dlrm.data.files import list_files
 from dlrm.data.schema import DataSchema
 from dlrm.job import BATCHES_IN_FLIGHT, TrainJob, resolve_pipeline
-from dlrm.size import add_access, count_dense_parameters, declare_tables, estimate_dense_flops
+from dlrm.size import DenseWork, add_access, declare_tables, describe_dense
 from launcher.access import find_access
 from launcher.config import ConfigError
 from launcher.estimators import build_estimator
@@ -43,8 +43,7 @@ class Task:
     config: RunConfig
     schema: DataSchema
     tables: tuple[TableSpec, ...]
-    dense_parameters: int
-    dense_flops_per_sample: float
+    dense: DenseWork
 
     def problem(self, topology: Topology) -> PlanningProblem:
         """The planning problem on these devices; raises ConfigError for an optimizer that they cannot run."""
@@ -57,8 +56,10 @@ class Task:
             batch_size=config.train.batch_size,
             optimizer=OptimizerKind(config.optimizer.sparse.kind),
             batches_in_flight=BATCHES_IN_FLIGHT[pipeline],
-            dense_parameters=self.dense_parameters,
-            dense_flops_per_sample=self.dense_flops_per_sample,
+            dense_parameters=self.dense.parameters,
+            dense_flops_per_sample=self.dense.flops,
+            dense_layers=self.dense.layers,
+            dense_activations=self.dense.activations,
         )
         return PlanningProblem(workload, topology, tuple(map(_constraint, config.planner.constraints)))
 
@@ -67,9 +68,7 @@ def describe_task(config: RunConfig) -> Task:
     """Read the data's schema and size the model up: no table is allocated, torch is not even loaded."""
     schema = open_schema(config.data)
     tables = declare_tables(schema, config.model.embedding_dim)
-    dense = count_dense_parameters(config.model, tables, schema.num_dense)
-    flops = estimate_dense_flops(config.model, tables, schema.num_dense)
-    return Task(config, schema, tables, dense, flops)
+    return Task(config, schema, tables, describe_dense(config.model, tables, schema.num_dense))
 
 
 def with_access(task: Task, world_size: int) -> tuple[Task, tuple[str, ...]]:

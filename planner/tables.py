@@ -69,6 +69,8 @@ class Workload:
         batches_in_flight: Batches whose inputs lie on a device at once (pipeline stages).
         dense_parameters: Parameters of the dense part, replicated on every rank.
         dense_flops_per_sample: Floating point operations of one sample's dense forward pass.
+        dense_layers: Operations of the dense forward pass, a linear layer with its activation counting as one.
+        dense_activations: Floats that one sample's dense forward pass reads and writes between operations.
     """
 
     tables: tuple[TableSpec, ...]
@@ -78,6 +80,8 @@ class Workload:
     batches_in_flight: int = 1
     dense_parameters: int = 0
     dense_flops_per_sample: float = 0.0
+    dense_layers: int = 0
+    dense_activations: float = 0.0
 
     def __post_init__(self) -> None:
         """Raises PlanningError listing everything that is wrong with the workload."""
@@ -93,7 +97,7 @@ class Workload:
         ]
         found += [
             f"{field} is {getattr(self, field)}, expected 0 or more"
-            for field in ("dense_parameters", "dense_flops_per_sample")
+            for field in ("dense_parameters", "dense_flops_per_sample", "dense_layers", "dense_activations")
             if getattr(self, field) < 0
         ]
         if not self.tables:

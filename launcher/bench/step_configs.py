@@ -115,7 +115,7 @@ def _is_within_bounds(config: RunConfig) -> bool:
         batch_size * sum(table.pooling_factor for table in tables) <= MOST_IDS_PER_RANK
         and sum(map(_table_bytes, tables)) <= MOST_TABLES_BYTES
         # Backward costs twice the forward pass: gradients of inputs and of weights.
-        and 3 * batch_size * describe_task(config).dense_flops_per_sample <= MOST_FLOPS_PER_RANK
+        and 3 * batch_size * describe_task(config).dense.flops <= MOST_FLOPS_PER_RANK
     )
 
 

@@ -153,7 +153,7 @@ class CommsModel:
         number = np.asarray(num_collectives)
         if group_size < 2:
             return np.zeros(np.broadcast_shapes(moved_out.shape, number.shape))
-        planes = self._planes(collective, link, group_size)
+        planes = self.planes(collective, link, group_size)
         needed = (_plane_ms(plane, moved_out, moved_in) for plane in planes)
         slowest_plane = np.maximum.reduce(list(needed))
         return np.where(number > 0, slowest_plane + (number - 1) * planes[0, 0], 0.0)
@@ -165,7 +165,7 @@ class CommsModel:
         """
         inputs, starts = np.broadcast_arrays(np.asarray(sent_bytes, dtype=np.float64), start_ms)
         bytes_out, bytes_in = moved_bytes(collective, inputs)
-        planes = self._planes(collective, link, inputs.shape[-1])
+        planes = self.planes(collective, link, inputs.shape[-1])
         ends = [_plane_ms(plane, bytes_out, bytes_in) + plane[3] * starts for plane in planes]
         return np.asarray(np.maximum.reduce([starts, *ends]).max(axis=-1))
 
@@ -183,7 +183,7 @@ class CommsModel:
                 ms_per_total_byte=float((out + into) * factor / group_size),
                 ms_per_own_byte=float(max(out, into / (group_size - 1)) * factor),
             )
-            for constant, out, into, _ in self._planes(collective, link, group_size)
+            for constant, out, into, _ in self.planes(collective, link, group_size)
         )
 
     def completed(self, other: Self) -> "CommsModel":
@@ -213,7 +213,7 @@ class CommsModel:
                 f"communication costs: {type(error).__name__}: {error}; expected what to_dict writes", reason="profile"
             ) from error
 
-    def _planes(self, collective: str, link: str, group_size: int) -> NDArray[np.float64]:
+    def planes(self, collective: str, link: str, group_size: int) -> NDArray[np.float64]:
         """Planes [K, 4] of the nearest group size, by ratio; the larger of two equally near."""
         found = [cost for cost in self.costs if (cost.collective, cost.link) == (collective, link)]
         if not found:

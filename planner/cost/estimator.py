@@ -19,8 +19,13 @@ PHASES = (
     "output_dist_backward",
     "lookup_backward",
     "all_reduce",
+    "optimizer",
+    "other",
 )
-"""The phases of a training step, in order; rows of `PlanCost.phases_ms`."""
+"""The phases of a training step, in order; rows of `PlanCost.phases_ms`.
+
+optimizer: of the dense part and of replicated tables. other: what the host does between the phases.
+"""
 
 LOOKUP_PHASES = ("lookup_forward", "lookup_backward")
 """Phases in which embedding kernels run."""

@@ -1,7 +1,6 @@
-"""Strategies keep what they are told, do their rule, and stay above a bound that brute force confirms."""
+"""Strategies keep what they are told and do their rule."""
 
-import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -25,99 +24,6 @@ from planner.topology import Topology
 
 OWN = [name for name in STRATEGIES if name != "torchrec"]
 MIB = 1 << 20
-
-
-def _all_placements(problem: PlanningProblem, table: TableSpec) -> Iterator[TablePlacement]:
-    """Every placement of a table that `check` accepts, unequal column cuts and shared ranks included."""
-    rule = problem.rules[table.name]
-    for option in problem.options(table.name):
-        if option.sharding_type not in (ShardingType.TABLE_WISE, ShardingType.COLUMN_WISE):
-            yield TablePlacement(table.name, option.sharding_type, option.shards(option.ranks))
-    ranks = range(problem.topology.world_size) if rule.ranks is None else rule.ranks
-    quads = table.embedding_dim // 4
-    for num_cuts in range(quads):
-        for cuts in itertools.combinations(range(1, quads), num_cuts):
-            edges = [4 * edge for edge in (0, *cuts, quads)]
-            for chosen in itertools.product(ranks, repeat=num_cuts + 1):
-                shards = tuple(
-                    Shard(rank, 0, table.num_embeddings, start, end - start)
-                    for rank, start, end in zip(chosen, edges, edges[1:], strict=False)
-                )
-                sharding_type = ShardingType.COLUMN_WISE if cuts else ShardingType.TABLE_WISE
-                if rule.sharding_types is None or sharding_type in rule.sharding_types:
-                    yield TablePlacement(table.name, sharding_type, shards)
-
-
-def _brute_force_ms(problem: PlanningProblem) -> float:
-    """Step of the best legal plan, by trying all."""
-    estimator, best = AnalyticEstimator(), np.inf
-    choices = [list(_all_placements(problem, table)) for table in problem.workload.tables]
-    for tables in itertools.product(*choices):
-        plan = ShardingPlan(problem.topology.world_size, tables)
-        try:
-            check(plan, problem)
-        except PlanningError:
-            continue
-        best = min(best, estimator.estimate(problem, plan).step_ms)
-    return best
-
-
-@settings(max_examples=25, deadline=None)
-@given(
-    shapes=st.lists(
-        st.tuples(st.integers(8, 200_000), st.sampled_from([4, 8, 12]), st.floats(0.1, 80.0)),
-        min_size=1,
-        max_size=3,
-    ),
-    optimizer=st.sampled_from(list(OptimizerKind)),
-    nodes=st.sampled_from([(1, 2), (2, 1)]),
-    speeds=st.sampled_from([(), (1e12, 3e11)]),
-    constraint=st.sampled_from(
-        [
-            (),
-            (TableConstraint(("table_0",), ranks=(1,)),),
-            (TableConstraint(("*",), sharding_types=(ShardingType.TABLE_WISE, ShardingType.COLUMN_WISE)),),
-        ]
-    ),
-)
-def test_bound_never_exceeds_the_best_plan_and_longest_processing_time_is_near_it(
-    make_workload: Callable[..., Workload],
-    make_topology: Callable[..., Topology],
-    shapes: list[tuple[int, int, float]],
-    optimizer: OptimizerKind,
-    nodes: tuple[int, int],
-    speeds: tuple[float, ...],
-    constraint: tuple[TableConstraint, ...],
-) -> None:
-    topology = make_topology(*nodes, speeds=speeds)
-    problem = PlanningProblem(make_workload(*shapes, optimizer=optimizer, batch_size=512), topology, constraint)
-    best_ms = _brute_force_ms(problem)
-    bound_ms = lower_bound_ms(problem, AnalyticEstimator())
-    assert 0.0 < bound_ms <= best_ms * (1 + 1e-9)
-    found_ms = make_plan(problem, "longest_processing_time").cost.step_ms
-    assert best_ms * (1 - 1e-9) <= found_ms <= 2.0 * best_ms
-
-
-def test_bound_is_reached_on_one_rank(
-    make_workload: Callable[..., Workload], make_topology: Callable[..., Topology]
-) -> None:
-    workload = make_workload((1000, 16, 3.0), (5000, 8, 1.0), optimizer=OptimizerKind.ADAM)
-    result = make_plan(PlanningProblem(workload, make_topology(1, 1)), "size_greedy")
-    assert result.gap == pytest.approx(0.0, abs=1e-9)
-
-
-def test_bound_counts_no_table_row_wise_on_nodes_of_unequal_size(
-    make_workload: Callable[..., Workload], make_topology: Callable[..., Topology]
-) -> None:
-    def bound_ms(num_ranks: int, *types: ShardingType) -> float:
-        topology = make_topology(2, 2, num_ranks=num_ranks)
-        constraint = TableConstraint(("*",), sharding_types=types)
-        workload = make_workload((100_000, 64, 50.0), batch_size=4096)
-        return lower_bound_ms(PlanningProblem(workload, topology, (constraint,)), AnalyticEstimator())
-
-    both = (ShardingType.TABLE_WISE, ShardingType.TABLE_ROW_WISE)
-    assert bound_ms(3, *both) == bound_ms(3, ShardingType.TABLE_WISE)
-    assert bound_ms(4, *both) < bound_ms(4, ShardingType.TABLE_WISE)
 
 
 @pytest.mark.parametrize("name", OWN)
