@@ -9,7 +9,7 @@ import torch
 from planner.cost.estimator import PHASES
 
 # The columns of a rank's timings, everywhere they travel: the step, waiting for data, and the phases of
-# `planner.cost.estimator.PHASES` in their order. The phases of a step do not overlap; `dlrm.phases` says where each begins.
+# `planner.cost.estimator.PHASES` in their order. These do not overlap; `dlrm.phases` says where each begins.
 STEP_COLUMNS = ("step_ms", "data_wait_ms", *(f"{phase}_ms" for phase in PHASES))
 (
     STEP,

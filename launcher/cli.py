@@ -1,7 +1,6 @@
 """The command line: `shardwright COMMAND`, the same as `python -m launcher COMMAND`."""
 
 import argparse
-import json
 import os
 import sys
 import textwrap
@@ -10,11 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from launcher.cli_parts import EPILOG, add_config, follow_profile, load, print_json
+from launcher.cli_studies import add_benchmarks, add_pretraining
 from launcher.exit_codes import ExitCode
 
 DESCRIPTION = "Trains DLRMs on a Ray cluster and decides where every embedding table lives."
-EPILOG = "Exit codes: 0 ok, 2 usage or config, 3 no feasible plan or not enough resources, 4 training failed, \
-5 unfit environment, 75 stopped on request (with a checkpoint once training has begun)."
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -51,30 +50,9 @@ def build_parser() -> argparse.ArgumentParser:
     add_config(train_parser)
     report_parser = add("report", report, "say what a run came to")
     report_parser.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    add_pretraining(commands)
     add_benchmarks(commands)
     return parser
-
-
-def add_benchmarks(commands: Any) -> None:
-    """`shardwright bench NAME`: one parser a benchmark."""
-    text = "measure how good this system is"
-    names = commands.add_parser("bench", help=text, description=text, epilog=EPILOG).add_subparsers(
-        metavar="NAME", required=True
-    )
-    text = "fit our costs and the baselines to a file of measured costs and test them on lines left out"
-    parser = names.add_parser("cost-file", help=text, description=f"{text}. MAPE is a fraction: 0.09 is 9 %.")
-    parser.set_defaults(command=bench_cost_file)
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
-    parser.add_argument("--costs", type=Path, metavar="FILE", required=True, help="lines of measured costs")
-    parser.add_argument("--tables", type=Path, metavar="CSV", help="the tables that the lines name; not with --comms")
-    parser.add_argument("--comms", action="store_true", help="the lines are all-to-alls, split by time")
-    parser.add_argument("--seeds", type=int, default=5, metavar="N", help="runs to average over (5)")
-
-
-def add_config(parser: argparse.ArgumentParser) -> None:
-    """The options of every command that reads a configuration."""
-    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file of keys (see configs/README.md)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="keys that win over the file")
 
 
 def report_faults(command: Callable[[argparse.Namespace], ExitCode], options: argparse.Namespace) -> ExitCode:
@@ -109,9 +87,9 @@ def doctor(options: argparse.Namespace) -> ExitCode:
     from launcher.doctor import examine, render_findings
     from launcher.views.tables import make_console
 
-    findings = examine(_config(options))
+    findings = examine(load(options))
     if options.json:
-        _print_json({"ok": all(f.is_ok for f in findings), "checks": [vars(f) for f in findings]})
+        print_json({"ok": all(f.is_ok for f in findings), "checks": [vars(f) for f in findings]})
     else:
         for line in render_findings(findings):
             make_console().print(line)
@@ -124,12 +102,12 @@ def profile(options: argparse.Namespace) -> ExitCode:
     from launcher.views.profiling import profile_dict, render_profile_summary
     from launcher.views.tables import make_console
 
-    began_s, config = time.monotonic(), _config(options)
+    began_s, config = time.monotonic(), load(options)
     kept = None if options.fresh else find_kept_locally(config)
     if kept is None:
         kept = _profile_cluster(config, options.fresh, began_s)
     if options.json:
-        _print_json(profile_dict(kept))
+        print_json(profile_dict(kept))
     else:
         for part in render_profile_summary(kept):
             make_console().print(part, soft_wrap=isinstance(part, str))
@@ -144,18 +122,18 @@ def _profile_cluster(config: Any, is_fresh: bool, began_s: float) -> Any:
     with open_session(config.cluster.address):
         inventory, described = find_devices(config)
         obtain = measure if is_fresh else obtain_profile
-        return obtain(config, inventory, described.topology, _follow_profile(), began_s)
+        return obtain(config, inventory, described.topology, follow_profile(), began_s)
 
 
 def plan(options: argparse.Namespace) -> ExitCode:
     """`shardwright plan`."""
     from launcher.preparation import prepare, session_unless
 
-    config = _config(options)
+    config = load(options)
     with session_unless(options.topology or options.profile, config):
-        prepared = prepare(config, options.topology, options.strategy, options.profile, _follow_profile())
+        prepared = prepare(config, options.topology, options.strategy, options.profile, follow_profile())
     if options.json:
-        _print_json(prepared.planned.to_dict())
+        print_json(prepared.planned.to_dict())
     else:
         _terminal().show_plan(prepared)
     return ExitCode.OK
@@ -167,11 +145,11 @@ def compare(options: argparse.Namespace) -> ExitCode:
     from launcher.preparation import session_unless
     from launcher.views.tables import make_console
 
-    config = _config(options)
+    config = load(options)
     with session_unless(options.topology or options.profile, config):
-        outcomes = compare_strategies(config, options.topology, options.profile, _follow_profile())
+        outcomes = compare_strategies(config, options.topology, options.profile, follow_profile())
     if options.json:
-        _print_json(comparison_dict(outcomes))
+        print_json(comparison_dict(outcomes))
     else:
         make_console().print(render_comparison(outcomes))
     return ExitCode.OK if any(outcome.planned for outcome in outcomes) else ExitCode.INFEASIBLE
@@ -184,7 +162,7 @@ def train(options: argparse.Namespace) -> ExitCode:
         return plan(options)
     from launcher.stop_signals import StopSignals
 
-    config, terminal = _config(options), _terminal(stderr=options.json)
+    config, terminal = load(options), _terminal(stderr=options.json)
     with StopSignals() as stop:
         # Loading torch and Ray takes seconds, in which a user may well think again.
         from launcher.controller import run_training
@@ -200,36 +178,6 @@ def report(options: argparse.Namespace) -> ExitCode:
     return ExitCode.OK
 
 
-def bench_cost_file(options: argparse.Namespace) -> ExitCode:
-    """`shardwright bench cost-file`."""
-    from launcher.bench.cost_file import run_cost_file
-    from launcher.views.tables import make_console
-
-    console = make_console(stderr=True)
-    found, tables = run_cost_file(options.costs, options.tables, options.comms, options.seeds, console.print)
-    if options.json:
-        _print_json(found)
-    else:
-        for table in tables:
-            make_console().print(table)
-    return ExitCode.OK
-
-
-def _config(options: argparse.Namespace) -> Any:
-    from launcher.config import load_config
-
-    return load_config(options.config, options.overrides)
-
-
-def _follow_profile() -> Any:
-    from functools import partial
-
-    from launcher.views.profiling import follow_profile
-    from launcher.views.tables import make_console
-
-    return partial(follow_profile, make_console(stderr=True))
-
-
 def _terminal(stderr: bool = False) -> Any:
     from launcher.views.tables import make_console
     from launcher.views.terminal import Terminal
@@ -243,12 +191,8 @@ def _show_report(path: Path, as_json: bool) -> None:
 
     found = read_report(path)
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
     console = make_console()
     for part in render_report(found, path):
         console.print(part, soft_wrap=isinstance(part, str))
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value), flush=True)

@@ -7,7 +7,7 @@ from typing import Any
 from rich.table import Table
 
 from launcher.estimators import build_estimator
-from launcher.preparation import describe_task, find_target, resolve_paths, with_access, with_profile
+from launcher.preparation import describe_task, find_target, find_weights, resolve_paths, with_access, with_profile
 from launcher.profiling import Follow, unseen
 from launcher.schema import RunConfig
 from launcher.views.tables import make_table
@@ -35,7 +35,7 @@ def compare_strategies(
     target = find_target(config, topology_path, profile_path)
     topology = target.described.topology
     problem = with_access(task, topology.world_size)[0].problem(topology)
-    estimator = build_estimator(topology, with_profile(target, config, follow).profile)
+    estimator = build_estimator(topology, with_profile(target, config, follow).profile, find_weights(config))
     outcomes = []
     for name in STRATEGIES:
         try:

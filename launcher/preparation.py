@@ -137,7 +137,7 @@ def prepare(
     if checkpoint is not None:
         check_resume(checkpoint, _settings(config, topology.world_size), config.train.steps)
     target = with_profile(target, config, follow)
-    estimator = build_estimator(topology, target.profile)
+    estimator = build_estimator(topology, target.profile, find_weights(config))
     if checkpoint is None:
         planned = make_plan(problem, strategy or config.planner.strategy, estimator)
     else:
@@ -179,6 +179,11 @@ def with_profile(target: Target, config: RunConfig, follow: Follow) -> Target:
     return replace(target, profile=kept.profile, described=replace(target.described, notes=notes))
 
 
+def find_weights(config: RunConfig) -> Path | None:
+    """The file of lookup weights that the configuration names; None for those that ship."""
+    return None if config.planner.cost_weights is None else Path(config.planner.cost_weights)
+
+
 def find_devices(config: RunConfig) -> tuple[Inventory, Described]:
     """The ranks that the open Ray session offers, and their figures. Needs an open session."""
     cluster = config.cluster
@@ -196,6 +201,7 @@ def resolve_paths(config: RunConfig) -> RunConfig:
         (data, "path"),
         (data, "eval_path"),
         (data.criteo, "vocabulary_path"),
+        (config.planner, "cost_weights"),
         (config.run, "resume"),
     ):
         value = getattr(section, name)

@@ -1,6 +1,6 @@
 """`shardwright pretrain cost`: trains the learned cost of lookups from stored profiles."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 
 from launcher.bench.baselines import Progress
-from launcher.bench.metrics import Scores, error_metrics
+from launcher.bench.metrics import Scores, error_metrics, render_metrics
 from launcher.measured_sets import PARTS, MeasuredSets, collect_sets, device_types, noise_floor, split_sets, with_total
+from launcher.pretrain_host import pretrain_host
 from launcher.run_dir import write_beside
 from launcher.views.model_card import render_card
 from planner.cost.canary import CANARY_RULE, CANARY_RULES
 from planner.cost.compute import ComputeModel
 from planner.cost.fit import FORWARD_BACKWARD, FitOptions, fit_compute
-from planner.cost.pretrained import weights_name
 from planner.errors import PlanningError
 from planner.profile import Profile
 from planner.profile_file import load_profile
@@ -35,13 +35,29 @@ class Pretrained:
     weights: Path
     card_page: Path
     card: dict[str, Any]
+    host: Path | None
 
     def to_dict(self) -> dict[str, Any]:
         """What `pretrain cost --json` prints."""
-        return {"weights": str(self.weights), "card_page": str(self.card_page), "card": self.card}
+        paths = {"weights": self.weights, "card_page": self.card_page, "host": self.host}
+        return {name: str(path) if path else None for name, path in paths.items()} | {"card": self.card}
+
+    def render(self) -> Iterator[str]:
+        """Lines for people."""
+        floor = self.card["noise_floor"]
+        for name, scores in self.card["figures"].items():
+            noise = f", noise floor {floor[name]:.2%}" if floor else ""
+            yield f"held out, {name}: {render_metrics(scores)}{noise}"
+        yield f"weights: {self.weights}"
+        yield f"model card: {self.card_page}"
+        if self.host:
+            yield f"host costs: {self.host}"
+        yield f"plan with them: planner.cost_weights={self.weights}"
 
 
-def pretrain_cost(paths: Sequence[Path], folder: Path, seed: int, progress: Progress) -> Pretrained:
+def pretrain_cost(
+    paths: Sequence[Path], folder: Path, seed: int, progress: Progress, steps: Path | None = None
+) -> Pretrained:
     """Trains a model on the fused sets of some profiles and writes it with its model card.
 
     Args:
@@ -49,6 +65,7 @@ def pretrain_cost(paths: Sequence[Path], folder: Path, seed: int, progress: Prog
         folder: Where `<device type>.npz` and `<device type>.md` go.
         seed: Of the split, the first weights and the order of batches.
         progress: Is told how far it is.
+        steps: Measured steps of the machine of the profiles, to fit the host's costs to as well.
 
     Raises:
         PlanningError: A file cannot be read (reason `profile`), the profiles are of different device types, or hold
@@ -58,11 +75,12 @@ def pretrain_cost(paths: Sequence[Path], folder: Path, seed: int, progress: Prog
     device_type = common_device_type(profiles)
     model = train_model(profiles, seed, progress)
     folder.mkdir(parents=True, exist_ok=True)
-    weights = folder / weights_name(device_type)
+    weights = folder / f"{device_type}.npz"
     model.save(weights)
     page = weights.with_suffix(".md")
+    host = None if steps is None else pretrain_host(steps, profiles, model, folder)
     write_beside(page, render_card(model.card))
-    return Pretrained(weights, page, model.card)
+    return Pretrained(weights, page, model.card, host)
 
 
 def common_device_type(profiles: Sequence[Profile]) -> DeviceType:

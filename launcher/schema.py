@@ -57,6 +57,9 @@ class PlannerSection:
         "longest_processing_time", "the search that makes the plan; `shardwright compare` lists them"
     )
     constraints: list[ConstraintSection] = option([], "wishes that every strategy respects")
+    cost_weights: str | None = option(
+        None, "lookup weights of `pretrain cost`, used where the devices have a profile; null: those that ship"
+    )
 
 
 @dataclass

@@ -210,7 +210,7 @@ class TorchRecStrategy:
                 shortfall_bytes=0,
             )
         collection = _meta_collection(problem)
-        with _quiet():
+        with quiet():
             planner = EmbeddingShardingPlanner(
                 topology=_torchrec_topology(problem),
                 batch_size=problem.workload.batch_size,
@@ -290,7 +290,7 @@ def _constraints(problem: PlanningProblem) -> dict[str, ParameterConstraints]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keeps TorchRec's planner from warning of what is intended.
 
     It warns, on the root logger too, that its class for topologies is

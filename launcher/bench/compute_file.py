@@ -65,9 +65,9 @@ def split(costs: ComputeCosts, seed: int) -> tuple[Part, Part, Part]:
 def _fit_ours(train: Part, validation: Part, seed: int, progress: Progress) -> Predict:
     from planner.cost.fit import fit_compute
 
-    (sets, cost_ms), held_out = train, (validation[0], validation[1][:, None])
-    model = fit_compute(sets, cost_ms[:, None], seed, held_out, progress)
-    return lambda lookups: model.predict_ms(lookups)[:, 0]
+    sets, cost_ms = train
+    model = fit_compute(sets, cost_ms[:, None], seed, progress)
+    return lambda lookups: model.predict_ms(lookups)[:, 0].astype(np.float64)
 
 
 def _fit_torchrec(train: Part, validation: Part, seed: int, progress: Progress) -> Predict:

@@ -25,7 +25,8 @@ Measured by `shardwright profile` with the kernels that train, all ranks busy: {
 
 ## Held-out error
 
-Random split, {held_out_share:.0%} of the measurements, seed {seed}. {noise}
+Random split by sets, {held_out_share:.0%} of the measurements, seed {seed}.
+{noise}
 
 | | MAPE | RMSE ms | Spearman | noise floor |
 |---|---|---|---|---|
@@ -52,8 +53,8 @@ RANGES = {
 }
 
 NOISE = (
-    "The noise floor is the MAPE of predicting one measurement of a set by another one of the same set; a model without "
-    "any error of its own would have about 0.7 of it."
+    "The noise floor is the MAPE of predicting one measurement of a set by another one of the same set; a model\n"
+    "without any error of its own would have about 0.7 of it."
 )
 NO_NOISE = "No set was measured twice, so the noise floor is not known."
 

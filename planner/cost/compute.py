@@ -8,7 +8,8 @@ For outputs k (forward, backward), members e of the ensemble, shards s of a set 
 
 Prices and bases are positive, and r is a network with no negative weight and rising activations. So a cost is
 positive, invariant under permutations, never smaller when a shard is added, defined for any number of shards,
-and never below base_k + A_k exp(r_k(0)), which is linear in sums over shards: what a lower bound needs. Shards of a
+and, as r is 0 without
+shards, never below base_k + A_k, which is linear in sums over shards: what a lower bound needs. Shards of a
 fused set disturb each other more the more there are, so r has no need to fall. A device enters by its canary, the
 time of one fixed lookup: on a device that is slower throughout, everything takes so many times longer.
 
@@ -20,7 +21,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from zipfile import BadZipFile
 
 import numpy as np
@@ -54,6 +55,8 @@ class LookupNetwork(nn.Module):
         unit: [K], canaries that a typical set takes: costs are learned in these.
     """
 
+    unit: Tensor
+
     def __init__(self, num_members: int, num_outputs: int, num_features: int) -> None:
         """Draws first weights from torch's generator; prices start at `FIRST_PRICE`."""
         super().__init__()
@@ -63,11 +66,10 @@ class LookupNetwork(nn.Module):
             _Members(num_members, inputs, outputs)
             for inputs, outputs in ((num_features, HIDDEN), (HIDDEN, HIDDEN), (HIDDEN, num_corrections + POOLED))
         )
-        self.rise = nn.ModuleList(
-            (_Members(num_members, POOLED, 2 * RISING), _Members(num_members, 2 * RISING, num_outputs))
-        )
-        for layer in self.rise:
+        rise = (_Members(num_members, POOLED, 2 * RISING), _Members(num_members, 2 * RISING, num_outputs))
+        for layer in rise:
             layer.weight.data *= 1 / math.sqrt(layer.weight.shape[1])
+        self.rise = nn.ModuleList(rise)
         self.log_price = nn.Parameter(torch.full((num_members, 1, num_outputs, len(WORK_TERMS)), FIRST_PRICE).log())
         self.log_base = nn.Parameter(torch.full((num_members, num_outputs), FIRST_BASE).log())
         self.register_buffer("unit", torch.ones(num_outputs))
@@ -103,14 +105,18 @@ class LookupNetwork(nn.Module):
         return self.unit * (self.log_base.exp().unsqueeze(1) + priced * torch.exp(self._rise(pooled)))
 
     def floor(self) -> tuple[Tensor, Tensor]:
-        """What a cost cannot be below: base [E, K], and the least factor [E, K] of the priced loads."""
-        nothing = torch.zeros(self.shape[0], 1, POOLED)
-        return self.unit * self.log_base.exp(), self.unit * torch.exp(self._rise(nothing)).squeeze(1)
+        """What a cost cannot be below: base [E, K], and the factor [E, K] of the priced loads without interaction."""
+        return self.unit * self.log_base.exp(), self.unit.expand(self.shape[:2])
 
     def _rise(self, pooled: Tensor) -> Tensor:
-        """r [E, N, K] of pooled sums [E, N, H] >= 0: never falls, never leaves (-2, 2)."""
-        first, second = self.rise
-        hidden = first.rising(torch.log1p(pooled))
+        """r [E, N, K] of pooled sums [E, N, H] >= 0: 0 without shards, never falls, at most 4."""
+        nothing = torch.zeros(self.shape[0], 1, POOLED)
+        return self._bounded(torch.log1p(pooled)) - self._bounded(nothing)
+
+    def _bounded(self, sizes: Tensor) -> Tensor:
+        """A rising function [E, N, K] of sizes [E, N, H], within (-2, 2)."""
+        first, second = (cast(_Members, layer) for layer in self.rise)
+        hidden = first.rising(sizes)
         hidden = torch.cat([F.softplus(hidden[..., :RISING]), torch.tanh(hidden[..., RISING:])], dim=-1)
         return 2 * torch.tanh(second.rising(hidden) / 2)
 

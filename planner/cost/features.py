@@ -17,6 +17,9 @@ CACHE_BYTES = 32e6
 MEAN_USES = np.array([1, 2, *(0.75 * 2.0 ** np.arange(2, 17))])
 """Uses of a row in each reuse bin (2^(i-1), 2^i]: its middle, and 49,152 in the open last one."""
 
+VECTOR_WIDTHS = (8, 16)
+"""Floats in a vector register. Source: AVX2 and AVX-512; FBGEMM generates code for both."""
+
 WORK_TERMS = ("shards", "bags", "pooled", "ids", "gathered", "cold", "touched", "updated")
 """Columns of `work_terms`: what takes time in a lookup, each proportional to it.
 
@@ -50,10 +53,12 @@ def work_terms(lookups: LookupArrays) -> NDArray[np.float64]:
 
 
 def shard_features(lookups: LookupArrays) -> NDArray[np.float64]:
-    """Features of shards [S, F]: logarithms of sizes, and both views of reuse.
+    """Features of shards [S, F]: sizes, most as logarithms, and both views of reuse.
 
-    Logarithms of rows, columns, ids, bytes gathered, distinct rows, bytes of distinct rows, table bytes, samples
-    and state bytes; ids a bag; the reuse histogram as shares of the distinct rows and as shares of the ids.
+    Logarithms of rows, columns, ids, bytes gathered, distinct rows, bytes of distinct rows, table bytes, bags, state
+    bytes and ids a bag; columns rounded up to whole vectors, over columns; columns, ids a sample, bytes gathered and
+    bytes of distinct rows as they are, since large shards differ by more than their logarithms tell; the reuse
+    histogram as shares of the distinct rows and of the ids.
     Source: AutoShard (arXiv 2208.06399), section 4, for columns, rows, pooling factor, size and reuse bins.
     """
     ids = lookups.samples * lookups.ids_per_sample
@@ -72,4 +77,7 @@ def shard_features(lookups: LookupArrays) -> NDArray[np.float64]:
     )
     uses = lookups.reuse * MEAN_USES
     ids_by_bin = uses / np.maximum(uses.sum(axis=1, keepdims=True), 1e-9)
-    return np.concatenate([np.log1p(np.stack(logs, axis=1)), lookups.reuse, ids_by_bin], axis=1)
+    lanes = [width * np.ceil(lookups.num_cols / width) / lookups.num_cols for width in VECTOR_WIDTHS]
+    plain = (*lanes, lookups.num_cols, lookups.ids_per_sample, ids * row_bytes, lookups.distinct_rows * row_bytes)
+    columns = np.concatenate([np.log1p(np.stack(logs, axis=1)), np.stack(plain, axis=1)], axis=1)
+    return np.concatenate([columns, lookups.reuse, ids_by_bin], axis=1)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from planner.cost.compute import ComputeModel, LookupNetwork
-from planner.cost.features import shard_features
+from planner.cost.features import WORK_TERMS, shard_features, work_terms
 from planner.lookups import LookupArrays
 from planner.profile import LookupMeasurement
 
@@ -35,7 +35,7 @@ class FitOptions:
     num_epochs: int = 40
     batch_size: int = 128
     learning_rate: float = 1e-2
-    weight_decay: float = 0.03
+    weight_decay: float = 0.3
 
 
 def fit_compute(
@@ -58,14 +58,40 @@ def fit_compute(
     """
     options = options or FitOptions()
     features = shard_features(lookups)
-    mean, scale = features.mean(axis=0), features.std(axis=0) + 1e-6
+    mean, scale = features.mean(axis=0), features.std(axis=0)
+    # What was the same everywhere says nothing; elsewhere it may differ, by an amount that is not blown up.
+    scale = np.where(scale > 1e-3, scale, 1.0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = LookupNetwork(options.num_members, len(outputs), features.shape[1])
         network.unit.copy_(torch.from_numpy(np.median(target_ms, axis=0)))
         model = ComputeModel(network, mean, scale, outputs, {})
+        network.log_price.data[:] = torch.from_numpy(np.log(first_prices(lookups, target_ms)))
         _train(model, lookups, torch.from_numpy(target_ms.astype(np.float32)), options, progress)
     return model
+
+
+def first_prices(lookups: LookupArrays, target_ms: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Prices [K, J] to start from, in units of a typical set: non-negative least squares on relative errors.
+
+    A term that these leave out starts at `LEAST_PRICE` of what it would cost if it were everything.
+    Source: Lawson and Hanson 1974, Solving Least Squares Problems, chapter 23 (`scipy.optimize.nnls`).
+    """
+    from scipy.optimize import nnls
+
+    work = np.zeros((lookups.num_sets, len(WORK_TERMS)))
+    np.add.at(work, lookups.set_index, work_terms(lookups))
+    size = work.mean(axis=0)
+    least = LEAST_PRICE / np.maximum(size, 1e-30)
+    times = target_ms / np.median(target_ms, axis=0)
+    fitted = [
+        nnls(work / np.maximum(size, 1e-30) / time[:, None], np.ones(len(work)))[0] / np.maximum(size, 1e-30)
+        for time in times.T
+    ]
+    return np.maximum(fitted, least)
+
+
+LEAST_PRICE = 0.03
 
 
 def relative_loss(estimated: Tensor, measured: Tensor, unit: Tensor) -> Tensor:
@@ -78,11 +104,13 @@ def relative_loss(estimated: Tensor, measured: Tensor, unit: Tensor) -> Tensor:
     return SQUARED_WEIGHT * error.square() / (time + 4e-4) + error.abs() / (time + 2.5e-3)
 
 
-SQUARED_WEIGHT = 700.0
+SQUARED_WEIGHT = 0.9
 """Of the squared part of `relative_loss`, by 5-fold trials on the measurements of `bench cost-file`."""
 
 
-def adapt_compute(model: ComputeModel, measurements: Sequence[LookupMeasurement], canary_ms: float) -> ComputeModel:
+def adapt_compute(
+    model: ComputeModel, measurements: Sequence[LookupMeasurement], canary_ms: float | NDArray[np.float64]
+) -> ComputeModel:
     """The model with its prices and bases fitted to a device, from a few dozen measurements.
 
     Only the logarithms of prices and bases move, the same for all members, and a penalty holds each near its old
@@ -151,7 +179,7 @@ def _train(
             loss.backward()
             optimizer.step()
             schedule.step()
-        if progress is not None:
+        if progress is not None and (epoch + 1) % max(1, options.num_epochs // 10) == 0:
             progress(f"epoch {epoch + 1}/{options.num_epochs}, loss {loss.item() / options.num_members:.3f}")
 
 

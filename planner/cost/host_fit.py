@@ -62,12 +62,13 @@ def critical_ms(phases_ms: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(is_collective, phases_ms.min(axis=1), phases_ms.max(axis=1))
 
 
-def fit_host(kernels: StepEstimator, steps: Sequence[MeasuredStep]) -> HostCost:
-    """The host's costs that explain steps best beside the kernels and transfers of an estimator without host.
+def fit_host(priced: Sequence[tuple[StepEstimator, MeasuredStep]]) -> HostCost:
+    """The host's costs that explain steps best beside kernels and transfers; each step with an estimator of these.
 
     Non-negative least squares a phase, on relative errors. Source: Lawson and Hanson 1974, chapter 23.
     """
-    own, terms = zip(*(_explain(kernels, step) for step in steps), strict=True)
+    steps = [step for _, step in priced]
+    own, terms = zip(*(_explain(kernels, step) for kernels, step in priced), strict=True)
     times = np.array([step.phases_ms for step in steps])
     weights = 1.0 / (times + STEP_SHARE * np.array([step.step_ms for step in steps])[:, None])
     scale, cost = np.ones(len(PHASES)), np.zeros((len(PHASES), len(HOST_TERMS)))
@@ -75,7 +76,9 @@ def fit_host(kernels: StepEstimator, steps: Sequence[MeasuredStep]) -> HostCost:
         used = [HOST_TERMS.index(name) for name in PHASE_TERMS[phase]]
         fitted = _fit_phase(np.array(own)[:, row], np.array(terms)[:, used], times[:, row], weights[:, row])
         scale[row], cost[row, used] = fitted[0], fitted[1:]
-    return HostCost(scale, cost)
+    # What is left of a step when its phases are added up: the median over steps of waiting is in no phase's median.
+    step_ms = np.array([step.step_ms for step in steps])
+    return HostCost(scale, cost, float(max(0.0, np.median(step_ms / times.sum(axis=1)) - 1.0)))
 
 
 def _explain(kernels: StepEstimator, step: MeasuredStep) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

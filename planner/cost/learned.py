@@ -1,6 +1,6 @@
 """The estimator of a measured cluster: learned lookups, fitted collectives and dense layers, the host's own time."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -106,18 +106,24 @@ def learn_estimator(topology: Topology, profile: Profile, weights: Path | None =
             "devices that the plan is for (shardwright profile), or leave the profile out",
             reason="profile",
         )
+    kernels = measured_kernels(topology, profile, learn_compute(profile, weights))
+    host = load_host(topology.devices[0].type, weights.parent if weights else None)
+    if host is None:
+        return kernels
+    dense_ms = [known[device.kind].dense_canary.median_ms for device in topology.devices]
+    return replace(kernels, host=host.scaled(float(np.mean(dense_ms))))
+
+
+def measured_kernels(topology: Topology, profile: Profile, model: ComputeModel) -> StepEstimator:
+    """The estimator of kernels and transfers alone, for devices that all have their kind in the profile."""
+    known = {device.kind: device for device in profile.devices}
     kinds = [known[device.kind] for device in topology.devices]
     measured = tuple(dict.fromkeys(kinds))
-    device_type = topology.devices[0].type
-    host = load_host(device_type)
     dense_ms = np.array([kind.dense_canary.median_ms for kind in kinds])
     return StepEstimator(
-        lookups=LearnedLookups(
-            learn_compute(profile, weights), np.array([kind.lookup_canary.median_ms for kind in kinds])
-        ),
+        lookups=LearnedLookups(model, np.array([kind.lookup_canary.median_ms for kind in kinds])),
         dense=DenseModel(fit_dense([each for kind in measured for each in kind.dense]), dense_ms),
         comms=fit_collectives(profile.collectives) if profile.collectives else None,
-        host=None if host is None else host.scaled(float(dense_ms.mean())),
         copy_bytes_per_s=_copy_bytes_per_s(measured),
     )
 

@@ -75,7 +75,7 @@ class StepEstimator:
         """As `phases_ms`, kernels and transfers only."""
         traffic, lookups = loads[..., :NUM_TRAFFIC], loads[..., NUM_TRAFFIC:]
         has_type = traffic[..., Load.FIRST_TYPE :] > 0
-        is_used = has_type.any(axis=-2, keepdims=True)
+        is_used = np.asarray(has_type.any(axis=-2, keepdims=True))
         num_collectives = is_used.sum(axis=-1) - is_used[..., REPLICATED]
         forward_ms, backward_ms = self.lookups.times_ms(problem, lookups, has_type.sum(axis=-1))
         dense_forward_ms, dense_backward_ms = self.dense.times_ms(problem)

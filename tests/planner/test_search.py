@@ -5,21 +5,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from planner.check import check
 from planner.cost.analytic import AnalyticEstimator
 from planner.cost.estimator import PHASES
 from planner.errors import InfeasibleError, PlanningError
 from planner.memory import rank_bytes
-from planner.plan import ShardingPlan, TablePlacement
 from planner.problem import PlanningProblem, TableConstraint
-from planner.search.bound import lower_bound_ms
 from planner.search.registry import STRATEGIES, appraise, find_plan, make_plan
-from planner.sharding import Shard, ShardingType
-from planner.tables import OptimizerKind, TableSpec, Workload
+from planner.sharding import ShardingType
+from planner.tables import OptimizerKind, Workload
 from planner.topology import Topology
 
 OWN = [name for name in STRATEGIES if name != "torchrec"]

@@ -20,7 +20,7 @@ from planner.search import bound
 from planner.search.bound import lower_bound_ms
 from planner.search.registry import make_plan
 from planner.sharding import Shard, ShardingType, row_blocks
-from planner.shards import ShardArrays, plan_shards
+from planner.shards import ShardArrays, plan_shards, whole_tables
 from planner.tables import OptimizerKind, TableSpec, Workload
 from planner.topology import Topology
 
@@ -49,8 +49,7 @@ class _AnyLoads:
 
     def linear_bounds(self, problem: PlanningProblem) -> tuple[LinearBound, ...]:
         """For each phase one bound that knows nothing of the others."""
-        at = ShardArrays(*np.zeros((3, 1), dtype=np.int64), *np.ones((2, 1)))
-        num_phases = self.loads(problem, at).shape[1]
+        num_phases = self.loads(problem, whole_tables(problem, ShardingType.TABLE_WISE)).shape[1]
         own = [np.diag(row) for row in np.eye(num_phases)]
         return tuple(LinearBound(each / problem.topology.world_size, each, np.zeros(num_phases)) for each in own)
 
@@ -61,11 +60,8 @@ class _TogetherToo(_AnyLoads):
 
     def linear_bounds(self, problem: PlanningProblem) -> tuple[LinearBound, ...]:
         found = super().linear_bounds(problem)
-        of_total, of_shard = (np.sum([getattr(each, name) for each in found], axis=0) for name in _MATRICES)
-        return (*found, LinearBound(of_total, of_shard, np.zeros(len(of_total))))
-
-
-_MATRICES = ("of_total", "of_shard")
+        each_phase = np.eye(len(found))
+        return (*found, LinearBound(each_phase / problem.topology.world_size, each_phase, np.zeros(len(found))))
 
 
 def _rough(seed: int, num_phases: int) -> Loads:
@@ -201,6 +197,7 @@ def test_bound_never_exceeds_the_best_plan_whatever_shards_cost(
         st.tuples(st.integers(1, 9), st.sampled_from([4, 8, 12, 16]), st.just(1.0)), min_size=1, max_size=2
     ),
     types=st.one_of(st.none(), st.sets(st.sampled_from(list(ShardingType)), min_size=1).map(tuple)),
+    optimizer=st.sampled_from([OptimizerKind.SGD, OptimizerKind.ADAM]),
     seed=st.integers(0, 1000),
     num_phases=st.integers(1, 3),
 )
@@ -209,11 +206,12 @@ def test_bound_is_the_best_plan_on_one_rank_whatever_shards_cost(
     make_topology: Callable[..., Topology],
     shapes: list[tuple[int, int, float]],
     types: tuple[ShardingType, ...] | None,
+    optimizer: OptimizerKind,
     seed: int,
     num_phases: int,
 ) -> None:
     constraints = () if types is None else _only(*types)
-    problem = PlanningProblem(make_workload(*shapes), make_topology(1, 1), constraints)
+    problem = PlanningProblem(make_workload(*shapes, optimizer=optimizer), make_topology(1, 1), constraints)
     estimator = _TogetherToo(_rough(seed, num_phases))
     assert lower_bound_ms(problem, estimator) == pytest.approx(_brute_force_ms(problem, estimator), rel=1e-9)
 
@@ -246,12 +244,14 @@ def test_columns_are_cut_unequally_where_that_is_cheapest(
 def test_rows_are_cut_into_the_blocks_that_ranks_get(
     make_workload: Callable[..., Workload], make_topology: Callable[..., Topology]
 ) -> None:
-    def bound_ms(num_rows: int, *types: ShardingType) -> float:
-        problem = PlanningProblem(make_workload((num_rows, 4, 1.0)), make_topology(3, 1), _only(*types))
-        by_rows = _by(lambda _, shards: shards.num_rows, {1: 6.0, 2: 9.0, 4: 70.0, 5: 80.0, 7: 90.0})
+    def bound_ms(num_rows: int, *types: ShardingType, num_tables: int = 1) -> float:
+        workload = make_workload(*[(num_rows, 4, 1.0)] * num_tables)
+        problem = PlanningProblem(workload, make_topology(3, 1), _only(*types))
+        by_rows = _by(lambda _, shards: shards.num_rows, {1: 6.0, 2: 9.0, 4: 70.0, 5: 80.0})
         return lower_bound_ms(problem, by_rows)
 
     assert bound_ms(5, ShardingType.ROW_WISE) == pytest.approx(9.0)
+    assert bound_ms(5, ShardingType.ROW_WISE, num_tables=6) == pytest.approx(6 * (9.0 + 9.0 + 6.0) / 3)
     assert bound_ms(5, ShardingType.ROW_WISE, ShardingType.TABLE_WISE) == pytest.approx(9.0)
     assert bound_ms(5, ShardingType.DATA_PARALLEL) == pytest.approx(80.0)
     assert bound_ms(4, ShardingType.ROW_WISE, ShardingType.TABLE_WISE) == pytest.approx(70.0)
@@ -275,7 +275,8 @@ def test_a_shard_counts_as_on_the_node_and_kind_where_it_is_cheapest(
     make_workload: Callable[..., Workload], make_topology: Callable[..., Topology]
 ) -> None:
     uneven, even = make_topology(2, 2, num_ranks=3), make_topology(1, 3)
-    mixed = replace(even, devices=(*even.devices[:2], replace(even.devices[2], kind="quick")))
+    first, second, third = even.devices
+    mixed = replace(even, devices=(first, replace(second, kind="quick"), third))
     workload, whole = make_workload((100, 8, 1.0)), _only(ShardingType.TABLE_WISE)
     by_node = _by(lambda problem, shards: problem.devices.node_size[shards.rank], {1: 2.0, 2: 7.0, 3: 7.0})
     by_kind = _by(
@@ -300,7 +301,7 @@ def test_forms_that_fit_on_no_device_do_not_count(
     estimator = _by_width({4: 30.0, 8: 3.0, 12: 1.0})
 
     def bound_ms(num_columns: int) -> float:
-        topology = make_topology(1, 4, hbm_bytes=100_000 * 4 * num_columns + MIB)
+        topology = make_topology(1, 4, hbm_bytes=100_000 * 4 * num_columns + MIB // 4)
         return lower_bound_ms(PlanningProblem(workload, topology, _only(ShardingType.COLUMN_WISE)), estimator)
 
     assert [bound_ms(12), bound_ms(8), bound_ms(4)] == pytest.approx([1.0, 30.0, 30.0])
