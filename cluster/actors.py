@@ -18,6 +18,16 @@ if TYPE_CHECKING:
 CONTROL = "control"
 NUM_CONTROL_THREADS = 2  # one for poll, one for post: neither waits for the other
 
+# A worker keeps the memory that it frees. glibc gives large tensors pages of their own and unmaps them when they are
+# freed; the next step then waits for fresh pages, which can take several times as long as its work on them, and not in
+# each step alike. So: no pages of their own, a heap that never shrinks, and one heap for all threads.
+# Source: glibc manual, "Malloc Tunable Parameters"; another C library takes no notice.
+KEEP_FREED_MEMORY = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**40),
+    "MALLOC_ARENA_MAX": "1",
+}
+
 
 @dataclass(frozen=True)
 class GroupOptions:
@@ -49,6 +59,7 @@ def create_actors(inventory: Inventory, options: GroupOptions, placement: Placem
             actor_class.options(
                 num_cpus=resources["CPU"],
                 num_gpus=resources.get("GPU", 0),
+                runtime_env={"env_vars": KEEP_FREED_MEMORY},
                 scheduling_strategy=PlacementGroupSchedulingStrategy(placement, slot.rank),
             ).remote(options.outbox_capacity)
         )

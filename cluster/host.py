@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path("/")
-# M_MMAP_MAX: no block of its own for any allocation. M_TRIM_THRESHOLD: the heap never shrinks. M_ARENA_MAX: one heap.
-MALLOC_OPTIONS = {-4: 0, -1: 2**31 - 1, -8: 1}
 SIOCGIFADDR = 0x8915  # Source: linux/sockios.h, "get PA address" of an interface.
 
 
@@ -75,23 +73,6 @@ def read_driver_version(root: Path = ROOT) -> str:
     path = root / "proc/driver/nvidia/version"
     words = path.read_text().split() if path.exists() else []
     return next((word for word in words if word[0].isdigit() and "." in word), "")
-
-
-def keep_freed_memory() -> None:
-    """Lets this process use freed memory again instead of giving it back to the system after each step.
-
-    glibc maps every large tensor anew and unmaps it when it is freed; the next one then waits for its pages, which
-    can take several times as long as the work on them, and not each time. After this call all memory comes from one
-    heap that does not shrink. Where the C library has no such options nothing changes.
-
-    Source: glibc manual, "Malloc Tunable Parameters"; malloc.h for the numbers.
-    """
-    import ctypes
-
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        for option, value in MALLOC_OPTIONS.items():
-            mallopt(option, value)
 
 
 def list_gpus() -> tuple[Gpu, ...]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from cluster.errors import ClusterError
 from cluster.failures import Outcome, describe_exception
-from cluster.host import find_interface, keep_freed_memory
+from cluster.host import find_interface
 from cluster.mailbox import Drained, Inbox, Outbox
 
 
@@ -92,7 +92,6 @@ class Worker:
 
     def __init__(self, outbox_capacity: int) -> None:
         """Makes the mailboxes; the worker knows its rank only once it is connected."""
-        keep_freed_memory()
         self._outbox = Outbox(outbox_capacity)
         self._inbox = Inbox()
         self._store: Any = None

@@ -82,13 +82,10 @@ def first_prices(lookups: LookupArrays, target_ms: NDArray[np.float64]) -> NDArr
     work = np.zeros((lookups.num_sets, len(WORK_TERMS)))
     np.add.at(work, lookups.set_index, work_terms(lookups))
     size = work.mean(axis=0)
-    least = LEAST_PRICE / np.maximum(size, 1e-30)
+    size = np.where(size > 0, size, 1.0)
     times = target_ms / np.median(target_ms, axis=0)
-    fitted = [
-        nnls(work / np.maximum(size, 1e-30) / time[:, None], np.ones(len(work)))[0] / np.maximum(size, 1e-30)
-        for time in times.T
-    ]
-    return np.maximum(fitted, least)
+    fitted = [nnls(work / size / time[:, None], np.ones(len(work)))[0] / size for time in times.T]
+    return np.maximum(fitted, LEAST_PRICE / size)
 
 
 LEAST_PRICE = 0.03
