@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.cost.canary import CANARY_RULE, canaries_ms
+from planner.cost.canary import canaries_ms
 from planner.lookups import LookupArrays, LookupSet
 from planner.profile import DeviceProfile, Profile
 from planner.topology import DeviceType
@@ -22,7 +22,7 @@ class MeasuredSets:
     Attributes:
         sets: [N], equal ones where a set was measured more than once.
         times_ms: float64 [N, 2], forward and backward.
-        canary_ms: float64 [N], how slow the device was then, by a rule of `planner.cost.canary`.
+        canary_ms: float64 [N], how slow the device was then, by `planner.cost.canary`.
     """
 
     sets: tuple[LookupSet, ...]
@@ -59,13 +59,13 @@ class MeasuredSets:
         return self.take(np.array([i for i, each in enumerate(self.sets) if each not in unwanted], dtype=np.int64))
 
 
-def collect_sets(devices: Sequence[DeviceProfile], rule: str = CANARY_RULE) -> MeasuredSets:
+def collect_sets(devices: Sequence[DeviceProfile]) -> MeasuredSets:
     """All measured sets of some devices, one device after another."""
     measured = [each for device in devices for each in device.lookups]
     return MeasuredSets(
         sets=tuple(each.lookups for each in measured),
         times_ms=np.array([(each.forward.median_ms, each.backward.median_ms) for each in measured]).reshape(-1, 2),
-        canary_ms=np.concatenate([canaries_ms(device.lookups, rule) for device in devices]),
+        canary_ms=np.concatenate([canaries_ms(device.lookups) for device in devices]),
     )
 
 

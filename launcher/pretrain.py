@@ -13,7 +13,6 @@ from launcher.measured_sets import PARTS, MeasuredSets, collect_sets, device_typ
 from launcher.pretrain_host import pretrain_host
 from launcher.run_dir import write_beside
 from launcher.views.model_card import render_card
-from planner.cost.canary import CANARY_RULE, CANARY_RULES
 from planner.cost.compute import ComputeModel
 from planner.cost.fit import FORWARD_BACKWARD, FitOptions, fit_compute
 from planner.errors import PlanningError
@@ -99,12 +98,11 @@ def train_model(
     profiles: Sequence[Profile],
     seed: int,
     progress: Progress,
-    rule: str = CANARY_RULE,
     options: FitOptions | None = None,
 ) -> ComputeModel:
-    """A model of the profiles' sets in canaries by one of `CANARY_RULES`, with its card; `options` as `fit_compute`."""
+    """A model of the profiles' sets in canaries, with its card; `options` as `fit_compute`."""
     options = options or FitOptions()
-    sets = collect_sets([device for profile in profiles for device in profile.devices], rule)
+    sets = collect_sets([device for profile in profiles for device in profile.devices])
     num_distinct = len(set(sets.sets))
     if num_distinct < LEAST_SETS:
         raise PlanningError(
@@ -119,7 +117,6 @@ def train_model(
         "num_held_out": len(held_out),
         "figures": score_sets(model, held_out),
         "noise_floor": noise_floor(sets),
-        "canary_rule": rule,
         "seed": seed,
         "options": asdict(options),
     }
@@ -170,8 +167,3 @@ def describe_ranges(sets: MeasuredSets) -> dict[str, list[float]]:
         "total_ms": sets.times_ms.sum(axis=1),
     }
     return {name: [float(values.min()), float(values.max())] for name, values in found.items()}
-
-
-def compare_canary_rules(profiles: Sequence[Profile], seed: int, progress: Progress) -> Scores:
-    """Held-out errors of the total time by canary rule: what `CANARY_RULE` was chosen by."""
-    return {rule: train_model(profiles, seed, progress, rule).card["figures"]["total"] for rule in CANARY_RULES}

@@ -1,7 +1,7 @@
 """Compute costs on fused sets that nothing was fitted to: what `train` uses beside the baselines.
 
 All times are brought to one speed by the canary, that of the model that `train` uses: a measured time is divided by
-the canary that was measured along (by `planner.cost.canary.CANARY_RULE`) and multiplied by the local profile's.
+the canary that was measured along (`planner.cost.canary`) and multiplied by the local profile's.
 
 - `ours`: what `train` gets, the weights that ship adapted to the local profile.
 - `ours_same_data`, `torchrec`, `nnls`, `neuroshard`: trained on the very same sets, those of the training profiles. A

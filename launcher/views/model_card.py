@@ -13,7 +13,7 @@ in `{device_type}.npz`; `shardwright pretrain cost` wrote them and this page.
 Measured by `shardwright profile` with the kernels that train, all ranks busy: {num_sets} measurements of
 {num_distinct_sets} random fused sets on {devices}, optimizer {optimizers}. {num_train} measurements train,
 {num_held_out} of other sets test. Times are divided by the canary, one fixed lookup measured along
-(rule `{canary_rule}`; median {canary_ms:.3f} ms), so that a slower device takes as many times longer.
+(running median; overall {canary_ms:.3f} ms), so that a slower device takes as many times longer.
 
 | | smallest | largest |
 |---|---|---|

@@ -25,17 +25,17 @@ class FitOptions:
 
     Attributes:
         num_members: Members of the ensemble, each with its own first weights and order of batches.
-        num_epochs: Passes over the sets.
+        num_steps: Steps of the optimizer: as many passes over the sets as these make.
         batch_size: Sets in a step.
         learning_rate: The peak of the one-cycle schedule. Source: Smith and Topin 2019, arXiv 1708.07120.
         weight_decay: Of the shard network's weights. Source: Loshchilov and Hutter 2019, arXiv 1711.05101.
     """
 
     num_members: int = 4
-    num_epochs: int = 40
+    num_steps: int = 1300
     batch_size: int = 128
     learning_rate: float = 1e-2
-    weight_decay: float = 0.3
+    weight_decay: float = 0.15
 
 
 def fit_compute(
@@ -59,8 +59,8 @@ def fit_compute(
     options = options or FitOptions()
     features = shard_features(lookups)
     mean, scale = features.mean(axis=0), features.std(axis=0)
-    # What was the same everywhere says nothing; elsewhere it may differ, by an amount that is not blown up.
-    scale = np.where(scale > 1e-3, scale, 1.0)
+    # What was the same in all sets says nothing of others: it is left out.
+    scale = np.where(scale > 1e-3, scale, np.inf)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = LookupNetwork(options.num_members, len(outputs), features.shape[1])
@@ -165,10 +165,11 @@ def _train(
     progress: Callable[[str], None] | None,
 ) -> None:
     batches = _Batches(model, lookups, target, options)
-    network, num_steps = model.network, options.num_epochs * batches.num_steps
+    network, num_epochs = model.network, max(1, round(options.num_steps / batches.num_steps))
+    num_steps, told_every = num_epochs * batches.num_steps, max(1, num_epochs // 10)
     optimizer = torch.optim.AdamW(_parameter_groups(network, options), lr=options.learning_rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.learning_rate, total_steps=num_steps)
-    for epoch in range(options.num_epochs):
+    for epoch in range(num_epochs):
         for features, work, index, times in batches.shuffled():
             costs = network(features, work, index, times.shape[1])
             loss = relative_loss(costs, times, network.unit).mean(dim=(1, 2)).sum()
@@ -176,8 +177,8 @@ def _train(
             loss.backward()
             optimizer.step()
             schedule.step()
-        if progress is not None and (epoch + 1) % max(1, options.num_epochs // 10) == 0:
-            progress(f"epoch {epoch + 1}/{options.num_epochs}, loss {loss.item() / options.num_members:.3f}")
+        if progress is not None and (epoch + 1) % told_every == 0:
+            progress(f"epoch {epoch + 1}/{num_epochs}, loss {loss.item() / options.num_members:.3f}")
 
 
 class _Batches:

@@ -25,8 +25,8 @@ from planner.topology import Topology
 LEAST_SETS = 150
 """Measured sets from which a network is trained where no weights are shipped for a type of device."""
 
-FROM_SCRATCH = FitOptions(num_epochs=200, batch_size=32)
-"""Training on the few sets of one profile: the steps of `FitOptions` on a thousand."""
+FROM_SCRATCH = FitOptions(batch_size=32)
+"""Training on the few sets of one profile."""
 
 
 @dataclass(frozen=True, eq=False)

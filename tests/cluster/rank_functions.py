@@ -1,6 +1,7 @@
 """What the tests run on the ranks; the workers import it by name."""
 
 import os
+import resource
 import signal
 import time
 from typing import Any
@@ -26,6 +27,16 @@ def add_up(context: Any, value: float) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "backend": dist.get_backend(),
     }
+
+
+def count_page_faults(context: Any, num_floats: int) -> int:
+    """Page faults of the last of a few tensors, each freed before the next."""
+    faults = []
+    for _ in range(4):
+        before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+        torch.ones(num_floats)
+        faults.append(resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before)
+    return faults[-1]
 
 
 def fail_on_rank(context: Any, failing_rank: int) -> None:

@@ -34,6 +34,12 @@ def test_two_workers_reduce_and_know_their_place(warm_group: WorkerGroup) -> Non
     assert [result["node_id"] for result in results] == [slot.node_id for slot in warm_group.inventory.slots]
 
 
+def test_workers_keep_the_memory_that_they_free(warm_group: WorkerGroup) -> None:
+    """Fresh pages for 128 MiB are 32,768 faults, and 64 where pages are huge."""
+    warm_group.run(rank_functions.count_page_faults, 2**25)
+    assert max(warm_group.join()) < 32
+
+
 def test_workers_report_and_take_a_command_while_they_run(warm_group: WorkerGroup) -> None:
     warm_group.run(rank_functions.report_until_told)
     seen: dict[int, list[int]] = {0: [], 1: []}

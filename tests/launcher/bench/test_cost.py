@@ -74,7 +74,7 @@ def held_out() -> Profile:
 def model(local: Profile) -> ComputeModel:
     lookups = local.devices[0].lookups
     times = np.array([(each.forward.median_ms, each.backward.median_ms) for each in lookups]) / 2.0
-    options = FitOptions(num_members=2, num_epochs=60, batch_size=16)
+    options = FitOptions(num_members=2, num_steps=400, batch_size=16)
     return fit_compute(LookupArrays.of([each.lookups for each in lookups]), times, 0, None, FORWARD_BACKWARD, options)
 
 
