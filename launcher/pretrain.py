@@ -26,6 +26,9 @@ HELD_OUT_SHARE = 0.15
 LEAST_SETS = 40
 """With fewer, six or fewer would be left to test on."""
 
+LEAST_REPEATED = 20
+"""Second measurements from which a noise floor means something."""
+
 
 @dataclass(frozen=True)
 class Pretrained:
@@ -116,7 +119,7 @@ def train_model(
         "num_train": len(train),
         "num_held_out": len(held_out),
         "figures": score_sets(model, held_out),
-        "noise_floor": noise_floor(sets),
+        "noise_floor": noise_floor(sets) if len(sets) - num_distinct >= LEAST_REPEATED else None,
         "seed": seed,
         "options": asdict(options),
     }
