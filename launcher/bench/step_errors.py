@@ -80,9 +80,16 @@ def estimate_steps(
         measured_ms=np.array([each.step.median_ms for each in measurements]),
         ours_ms=np.array([cost.step_ms for cost in costs]),
         torchrec_ms=np.array(torchrec_ms),
-        measured_phases_ms=np.array([critical_ms(each.phases_ms) for each in measurements]),
+        measured_phases_ms=np.array([_phases_of_step(each) for each in measurements]),
         ours_phases_ms=np.array([cost.phases_ms.max(axis=1) for cost in costs]),
     )
+
+
+def _phases_of_step(measurement: StepMeasurement) -> NDArray[np.float64]:
+    """Phases [P] on the critical path; `other` holds what is left of the step: waiting for late ranks too."""
+    phases_ms, other = critical_ms(measurement.phases_ms), PHASES.index("other")
+    phases_ms[other] = measurement.step.median_ms - np.delete(phases_ms, other).sum()
+    return phases_ms
 
 
 def with_profile_of(measured: RunConfig, config: RunConfig) -> RunConfig:
