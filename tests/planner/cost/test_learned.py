@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from planner.cost.dense import DenseModel, fit_dense
-from planner.cost.learned import LearnedLookups, learn_compute, learn_estimator, lookup_arrays
+from planner.cost.learned import LearnedLookups, learn_compute, learn_estimator, lookup_arrays, measured_kernels
 from planner.errors import PlanningError
 from planner.problem import PlanningProblem
 from planner.profile import DenseMeasurement, Profile, Timing
@@ -49,7 +49,10 @@ def test_a_device_that_is_slower_throughout_looks_up_slower(profile: Profile, pr
     slow_device = replace(device, lookups=slower(device.lookups, 3.0), lookup_canary=canary)
     half_speed = replace(profile, devices=(slow_device,))
     plan = find_plan(problem, "size_greedy").plan
-    fast, slow = (learn_estimator(each.topology, each).estimate(problem, plan) for each in (profile, half_speed))
+    fast, slow = (
+        measured_kernels(each.topology, each, learn_compute(each)).estimate(problem, plan)
+        for each in (profile, half_speed)
+    )
     assert slow.lookup_ms == pytest.approx(3 * fast.lookup_ms, rel=1e-3)
     assert slow.phase("dense_forward") == pytest.approx(fast.phase("dense_forward"))
 
