@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from planner.tables import OptimizerKind
 
@@ -101,7 +101,7 @@ class LookupArrays:
                 shard.num_features,
                 shard.distinct_rows,
                 each.weight_bytes,
-                state_bytes(each.optimizer, shard.num_cols),
+                float(state_bytes(each.optimizer, shard.num_cols)),
                 *shard.reuse,
             )
             for index, each in enumerate(sets)
@@ -137,9 +137,14 @@ class LookupArrays:
         return LookupArrays(len(sets), index, **taken)
 
 
-def state_bytes(optimizer: OptimizerKind, num_cols: int) -> float:
-    """Bytes of optimizer state of one row: none, one fp32 accumulator, or two fp32 moments a column.
+def state_bytes(optimizer: OptimizerKind, num_cols: ArrayLike) -> NDArray[np.float64]:
+    """Bytes of optimizer state of rows with these columns: none, one fp32 accumulator, or two fp32 moments a column.
 
     Source: fbgemm_gpu 1.8 `SplitTableBatchedEmbeddingBagsCodegen`, states of EXACT_SGD, EXACT_ROWWISE_ADAGRAD, ADAM.
     """
-    return {OptimizerKind.SGD: 0.0, OptimizerKind.ROWWISE_ADAGRAD: 4.0, OptimizerKind.ADAM: 8.0 * num_cols}[optimizer]
+    cols = np.asarray(num_cols, dtype=np.float64)
+    return {
+        OptimizerKind.SGD: np.zeros_like(cols),
+        OptimizerKind.ROWWISE_ADAGRAD: np.full_like(cols, 4.0),
+        OptimizerKind.ADAM: 8.0 * cols,
+    }[optimizer]

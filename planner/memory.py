@@ -3,11 +3,11 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.lookups import state_bytes
 from planner.plan import ShardingPlan
 from planner.problem import PlanningProblem
 from planner.sharding import ShardingType
 from planner.shards import TYPE_CODE, ShardArrays, plan_shards, whole_tables
-from planner.tables import OptimizerKind
 
 ID_BYTES = 8
 """Bytes of one id. Source: TorchRec KeyedJaggedTensor values are int64 (`planner.constants.BIGINT_DTYPE`)."""
@@ -44,11 +44,7 @@ def shard_bytes(problem: PlanningProblem, shards: ShardArrays) -> NDArray[np.int
     ids = samples * tables.ids_per_sample[shards.table] * shards.num_rows / tables.num_rows[shards.table]
     inputs = workload.batches_in_flight * (ids * ID_BYTES + samples * features * LENGTH_BYTES)
     outputs = 2 * samples * features * shards.num_cols * FLOAT_BYTES
-    optimizer = {
-        OptimizerKind.SGD: np.zeros(len(shards)),
-        OptimizerKind.ROWWISE_ADAGRAD: shards.num_rows * FLOAT_BYTES,
-        OptimizerKind.ADAM: elements * (2 * FLOAT_BYTES),
-    }[workload.optimizer]
+    optimizer = shards.num_rows * state_bytes(workload.optimizer, shards.num_cols)
     gradient = np.where(is_replicated, elements * FLOAT_BYTES, 0.0)
     total = elements * workload.weight_bytes + optimizer + gradient + inputs + outputs
     return np.ceil(total).astype(np.int64)

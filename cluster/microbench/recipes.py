@@ -124,7 +124,7 @@ def work_ms(samples: float, shards: tuple[ShardRecipe, ...]) -> float:
 
 def shard_bytes(shard: ShardRecipe, optimizer: OptimizerKind) -> float:
     """Bytes of a shard's fp32 weights and optimizer state."""
-    return shard.num_rows * (4 * shard.num_cols + state_bytes(optimizer, shard.num_cols))
+    return shard.num_rows * (4 * shard.num_cols + float(state_bytes(optimizer, shard.num_cols)))
 
 
 def _draw_shards(

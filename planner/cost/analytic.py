@@ -18,10 +18,10 @@ from planner.cost.comms import MS_PER_S
 from planner.cost.loads import REPLICATED, shard_ids_per_sample, shard_samples
 from planner.cost.parts import LookupFloor
 from planner.cost.step import StepEstimator
+from planner.lookups import state_bytes
 from planner.memory import FLOAT_BYTES, ID_BYTES
 from planner.problem import PlanningProblem
 from planner.shards import ShardArrays
-from planner.tables import OptimizerKind
 
 SORT_BYTES = 16
 """Bytes moved per id by the sort of the backward pass: an int64 id is read and written once."""
@@ -77,10 +77,6 @@ class AnalyticEstimator(StepEstimator):
 def _update_bytes(problem: PlanningProblem, shards: ShardArrays) -> NDArray[np.float64]:
     """Bytes [S] that a fused optimizer reads and writes: the distinct rows of the global batch, evenly spread."""
     touched = problem.arrays.distinct_rows / problem.arrays.num_rows
-    state_bytes = {
-        OptimizerKind.SGD: np.zeros(len(shards)),
-        OptimizerKind.ROWWISE_ADAGRAD: np.full(len(shards), float(FLOAT_BYTES)),
-        OptimizerKind.ADAM: shards.num_cols * (2.0 * FLOAT_BYTES),
-    }[problem.workload.optimizer]
-    row_bytes = 2 * (shards.num_cols * problem.workload.weight_bytes + state_bytes)
+    state = state_bytes(problem.workload.optimizer, shards.num_cols)
+    row_bytes = 2 * (shards.num_cols * problem.workload.weight_bytes + state)
     return np.asarray(shards.num_rows * touched[shards.table] * row_bytes)

@@ -4,12 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.lookups import LookupArrays
-
-ID_BYTES = 8
-"""Ids travel as int64."""
-
-FLOAT_BYTES = 4
-"""Pooled rows and their gradients are fp32."""
+from planner.memory import FLOAT_BYTES
 
 CACHE_BYTES = 32e6
 """A table of this size finds half of its rows in a processor's last cache; only the order of magnitude matters."""

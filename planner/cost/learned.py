@@ -70,7 +70,6 @@ def lookup_arrays(problem: PlanningProblem, shards: ShardArrays) -> LookupArrays
     is_replicated = shards.type_code == REPLICATED
     distinct = np.where(is_replicated, tables.local_distinct_rows[shards.table], tables.distinct_rows[shards.table])
     reuse = np.where(is_replicated[:, None], tables.local_reuse[shards.table], tables.reuse[shards.table])
-    state = np.array([state_bytes(workload.optimizer, 1), state_bytes(workload.optimizer, 2)])
     return LookupArrays(
         num_sets=1,
         set_index=np.zeros(len(shards), dtype=np.int64),
@@ -81,8 +80,7 @@ def lookup_arrays(problem: PlanningProblem, shards: ShardArrays) -> LookupArrays
         num_features=tables.num_features[shards.table].astype(np.float64),
         distinct_rows=distinct * shards.num_rows / tables.num_rows[shards.table],
         weight_bytes=np.full(len(shards), float(workload.weight_bytes)),
-        # Linear in columns: none, one figure a row, or two a column.
-        state_bytes=state[0] + (state[1] - state[0]) * (shards.num_cols - 1),
+        state_bytes=state_bytes(workload.optimizer, shards.num_cols),
         reuse=reuse,
     )
 
