@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.cost.features import MEAN_USES
 from planner.lookups import NUM_REUSE_BINS, LookupArrays
 
 SAMPLES = 65_536
@@ -120,12 +121,9 @@ def read_comms_costs(costs: Path) -> CommsCosts:
 def mean_uses(reuse: NDArray[np.float64]) -> NDArray[np.float64]:
     """Mean uses [T] of a distinct row in a batch, of shares [T, NUM_REUSE_BINS] of rows by their uses.
 
-    A bin stands for the geometric middle of its whole numbers: 1, 2, sqrt(3 x 4), sqrt(5 x 8) and so on; the
-    last one is taken to end at 65,536, the samples of a batch.
+    A bin stands for `planner.cost.features.MEAN_USES`, as it does for the model.
     """
-    highest = 2.0 ** np.arange(NUM_REUSE_BINS)
-    lowest = np.concatenate([[1.0], highest[:-1] + 1.0])
-    return np.asarray(reuse @ np.sqrt(lowest * highest))
+    return np.asarray(reuse @ MEAN_USES)
 
 
 def _read_tables(path: Path) -> NDArray[np.float64]:

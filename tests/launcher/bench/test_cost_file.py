@@ -94,7 +94,7 @@ def test_ids_name_a_width_and_a_table(tables: Path, tmp_path: Path) -> None:
     assert lookups.num_rows.tolist() == [1e3, 1e5, 1e6]
     assert lookups.ids_per_sample.tolist() == [3, 7, 0]
     # Three of four rows are used up to 8 times, five to eight on average; the fourth nine to sixteen times.
-    uses = 0.75 * np.sqrt(5 * 8) + 0.25 * np.sqrt(9 * 16)
+    uses = 0.75 * 6 + 0.25 * 12
     assert lookups.distinct_rows.tolist() == pytest.approx([1e3, SAMPLES * 7 / uses, 0])
     assert (lookups.samples == SAMPLES).all()
     assert not lookups.state_bytes.any()
