@@ -43,18 +43,23 @@ class AnalyticLookups:
         return np.stack([forward, ids * (shards.num_cols * FLOAT_BYTES + SORT_BYTES) + update], axis=1)
 
     def times_ms(
-        self, problem: PlanningProblem, loads: NDArray[np.float64], num_kernels: NDArray[np.float64]
+        self,
+        problem: PlanningProblem,
+        loads: NDArray[np.float64],
+        num_kernels: NDArray[np.float64],
+        ranks: NDArray[np.int64],
     ) -> NDArray[np.float64]:
-        """Milliseconds [2, ..., W] of summed bytes [..., W, 2] in so many kernels [..., W]."""
+        """Milliseconds [2, ...] of summed bytes [..., 2] on ranks, in so many kernels [...]."""
         devices = problem.devices
         bytes_first = np.moveaxis(loads, -1, 0)
-        return np.asarray((bytes_first / devices.hbm_bytes_per_s + devices.launch_s * num_kernels) * MS_PER_S)
+        launch_s = devices.launch_s[ranks] * num_kernels
+        return np.asarray((bytes_first / devices.hbm_bytes_per_s[ranks] + launch_s) * MS_PER_S)
 
-    def floor(self, problem: PlanningProblem) -> LookupFloor:
+    def floors(self, problem: PlanningProblem) -> tuple[LookupFloor, ...]:
         """The same, with the shortest launch."""
         rate_ms = MS_PER_S / problem.devices.hbm_bytes_per_s
         launch_bytes = (problem.devices.launch_s.min() * MS_PER_S) / rate_ms.min()
-        return LookupFloor(np.full(2, launch_bytes), np.eye(2), np.stack([rate_ms, rate_ms]))
+        return (LookupFloor(np.full(2, launch_bytes), np.eye(2), np.stack([rate_ms, rate_ms])),)
 
 
 class AnalyticDense:

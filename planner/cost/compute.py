@@ -1,27 +1,29 @@
-"""The learned cost of fused lookups: a set network that can only grow when a shard is added.
+"""The learned cost of fused lookups: a set network that can only grow when a shard is added, and is convex.
 
-For outputs k (forward, backward), members e of the ensemble, shards s of a set and work terms j:
+For outputs k (forward, backward), members e of the ensemble, shards s of a set, work terms j and hinges h:
 
-    embed    z_s = softplus(net(x_s)) [H],  c_skj = correction of term j
-    sums     A_k = sum_s sum_j price_kj work_sj exp(2 tanh(c_skj / 2)),   Z = sum_s z_s
-    cost_k   = canary_ms unit_k (base_k + A_k exp(r_k(Z)))
+    embed    c_skj, p_sh = net(x_s)            corrections and mixtures of shard s
+    loads    A_k = sum_s sum_j price_kj work_sj exp(2 tanh(c_skj / 2))
+             Z_h = sum_s (sum_k a_sk) softplus(p_sh),  a_sk what shard s adds to A_k
+    cost_k   = canary_ms unit_k (base_k + A_k + sum_h slope_hk (softplus(Z_h - bend_h) - softplus(-bend_h)))
 
-Prices and bases are positive, and r is a network with no negative weight and rising activations. So a cost is
-positive, invariant under permutations, never smaller when a shard is added, defined for any number of shards,
-and, as r is 0 without
-shards, never below base_k + A_k, which is linear in sums over shards: what a lower bound needs. Shards of a
-fused set disturb each other more the more there are, so r has no need to fall. A device enters by its canary, the
-time of one fixed lookup: on a device that is slower throughout, everything takes so many times longer.
+Prices, bases and slopes are positive. So a cost is positive, invariant under permutations, never smaller when a
+shard is added, defined for any number of shards, and a convex function of sums over shards: shards of a fused set
+disturb each other more the more there are (compute_8 of csharding: a table costs a fifth less alone than among 15).
+Convexity is what a lower bound needs: no way to spread the same loads over ranks beats the even one (Jensen 1906),
+and every tangent is a valid linear floor. A device enters by its canary, the time of one fixed lookup: on a device
+that is slower throughout, everything takes so many times longer.
 
 Source: Zaheer et al. 2017, Deep Sets (arXiv 1703.06114), theorem 2, for the sum; NeuroShard (arXiv 2305.01868),
-section 3, for its use on tables; Daniels and Velikova 2010 for networks that are monotone by their weights' signs.
+section 3, for its use on tables; Amos et al. 2017, Input Convex Neural Networks (arXiv 1609.07152), for convexity by
+the signs of weights.
 """
 
 import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -34,8 +36,11 @@ from planner.cost.features import WORK_TERMS, shard_features, work_terms
 from planner.errors import PlanningError
 from planner.lookups import LookupArrays
 
-HIDDEN, POOLED, RISING = 64, 16, 32
-"""Widths: of the shard network, of its pooled output, and of each kind of activation in r."""
+HIDDEN, NUM_HINGES = 64, 8
+"""Widths: of the shard network, and of the interaction."""
+
+FIRST_LOG_SLOPE, LAST_BEND = -4.0, 6.0
+"""Where slopes start, with a spread to tell hinges apart, and over which loads bends start out evenly spaced."""
 
 MOST_CORRECTION = 2.0
 """A correction changes a term by at most e^2, seven times either way: the physical order of magnitude stays."""
@@ -43,7 +48,7 @@ MOST_CORRECTION = 2.0
 FIRST_PRICE, FIRST_BASE = 0.05, 0.002
 """Where prices and bases start, in units of a typical set, whose shards have a work of about 20 together."""
 
-FORMAT = 1
+FORMAT = 2
 """Version of the file; another one is refused."""
 
 
@@ -64,20 +69,18 @@ class LookupNetwork(nn.Module):
         num_corrections = num_outputs * len(WORK_TERMS)
         self.layers = nn.ModuleList(
             _Members(num_members, inputs, outputs)
-            for inputs, outputs in ((num_features, HIDDEN), (HIDDEN, HIDDEN), (HIDDEN, num_corrections + POOLED))
+            for inputs, outputs in ((num_features, HIDDEN), (HIDDEN, HIDDEN), (HIDDEN, num_corrections + NUM_HINGES))
         )
-        rise = (_Members(num_members, POOLED, 2 * RISING), _Members(num_members, 2 * RISING, num_outputs))
-        for layer in rise:
-            layer.weight.data *= 1 / math.sqrt(layer.weight.shape[1])
-        self.rise = nn.ModuleList(rise)
         self.log_price = nn.Parameter(torch.full((num_members, 1, num_outputs, len(WORK_TERMS)), FIRST_PRICE).log())
         self.log_base = nn.Parameter(torch.full((num_members, num_outputs), FIRST_BASE).log())
+        self.log_slope = nn.Parameter(FIRST_LOG_SLOPE + 0.3 * torch.randn(num_members, NUM_HINGES, num_outputs))
+        self.bend = nn.Parameter(torch.linspace(0.0, LAST_BEND, NUM_HINGES).repeat(num_members, 1))
         self.register_buffer("unit", torch.ones(num_outputs))
 
     @property
     def num_loads(self) -> int:
         """L: columns of `embed`, K + H."""
-        return self.shape[1] + POOLED
+        return self.shape[1] + NUM_HINGES
 
     def forward(self, features: Tensor, work: Tensor, set_index: Tensor, num_sets: int) -> Tensor:
         """Costs [E, N, K] of N sets; shards with a set [E or 1, S] of N or more belong to none."""
@@ -87,38 +90,32 @@ class LookupNetwork(nn.Module):
         return self.cost(sums[:, :num_sets])
 
     def embed(self, features: Tensor, work: Tensor) -> Tensor:
-        """Additive loads [E, S, L] of shards from features [E or 1, S, F] and work [E or 1, S, J]: A_k, then z."""
+        """Additive loads [E, S, L] of shards from features [E or 1, S, F] and work [E or 1, S, J]: A_k, then Z_h."""
         num_members, num_outputs, _ = self.shape
         hidden = features.expand(num_members, -1, -1)
         for layer in self.layers[:-1]:
             hidden = F.silu(layer(hidden))
         hidden = self.layers[-1](hidden)
-        corrections, pooled = hidden.split([hidden.shape[-1] - POOLED, POOLED], dim=-1)
+        corrections, mixtures = hidden.split([hidden.shape[-1] - NUM_HINGES, NUM_HINGES], dim=-1)
         corrections = corrections.unflatten(-1, (num_outputs, len(WORK_TERMS)))
         factors = torch.exp(MOST_CORRECTION * torch.tanh(corrections / MOST_CORRECTION))
         priced = (work.unsqueeze(-2) * self.log_price.exp() * factors).sum(dim=-1)
-        return torch.cat([priced, F.softplus(pooled)], dim=-1)
+        return torch.cat([priced, priced.sum(dim=-1, keepdim=True) * F.softplus(mixtures)], dim=-1)
 
     def cost(self, loads: Tensor) -> Tensor:
         """Costs [E, N, K], in canaries, of summed loads [E, N, L]; an empty set costs its base."""
-        priced, pooled = loads.split([self.shape[1], POOLED], dim=-1)
-        return self.unit * (self.log_base.exp().unsqueeze(1) + priced * torch.exp(self._rise(pooled)))
+        priced, hinged = loads.split([self.shape[1], NUM_HINGES], dim=-1)
+        bend = self.bend.unsqueeze(1)
+        excess = F.softplus(hinged - bend) - F.softplus(-bend)
+        return self.unit * (self.log_base.exp().unsqueeze(1) + priced + excess @ self.log_slope.exp())
 
-    def floor(self) -> tuple[Tensor, Tensor]:
-        """What a cost cannot be below: base [E, K], and the factor [E, K] of the priced loads without interaction."""
-        return self.unit * self.log_base.exp(), self.unit.expand(self.shape[:2])
-
-    def _rise(self, pooled: Tensor) -> Tensor:
-        """r [E, N, K] of pooled sums [E, N, H] >= 0: 0 without shards, never falls, at most 4."""
-        nothing = torch.zeros(self.shape[0], 1, POOLED)
-        return self._bounded(torch.log1p(pooled)) - self._bounded(nothing)
-
-    def _bounded(self, sizes: Tensor) -> Tensor:
-        """A rising function [E, N, K] of sizes [E, N, H], within (-2, 2)."""
-        first, second = (cast(_Members, layer) for layer in self.rise)
-        hidden = first.rising(sizes)
-        hidden = torch.cat([F.softplus(hidden[..., :RISING]), torch.tanh(hidden[..., RISING:])], dim=-1)
-        return 2 * torch.tanh(second.rising(hidden) / 2)
+    def slopes(self, loads: Tensor) -> Tensor:
+        """Derivatives [E, K, L] of the costs by loads, at loads [E, L]."""
+        _, num_outputs, _ = self.shape
+        of_priced = torch.eye(num_outputs).expand(len(loads), -1, -1)
+        steepness = torch.sigmoid(loads[:, num_outputs:] - self.bend)
+        of_hinged = (steepness.unsqueeze(-1) * self.log_slope.exp()).transpose(1, 2)
+        return self.unit[:, None] * torch.cat([of_priced, of_hinged], dim=-1)
 
 
 class _Members(nn.Module):
@@ -131,10 +128,6 @@ class _Members(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         return torch.baddbmm(self.bias, inputs, self.weight)
-
-    def rising(self, inputs: Tensor) -> Tensor:
-        """The layer with the absolute values of its weights: it never falls when an input grows."""
-        return torch.baddbmm(self.bias, inputs, self.weight.abs())
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,15 +180,20 @@ class ComputeModel:
         np.add.at(sums, lookups.set_index, self.loads(lookups))
         return sums
 
+    @property
+    def base(self) -> NDArray[np.float64]:
+        """Costs [K], in canaries, of an empty set: what a kernel takes for being launched."""
+        costs = self.cost_ms(np.zeros((1, self.num_loads)))[0]
+        return costs.astype(np.float64)
+
     @torch.no_grad()
-    def linear_floor(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Constants [K] and prices [K, num_loads] of a linear function that no cost, in canaries, is below."""
+    def tangent(self, loads: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Constants [K] and prices [K, num_loads] of the tangent at summed loads [num_loads]: no cost is below it."""
         num_members, num_outputs, _ = self.network.shape
-        base, factor = (each.double().numpy() for each in self.network.floor())
-        prices = np.zeros((num_outputs, num_members, self.network.num_loads))
-        for output in range(num_outputs):
-            prices[output, :, output] = factor[:, output] / num_members
-        return base.mean(axis=0), prices.reshape(num_outputs, -1)
+        at = torch.from_numpy(loads.reshape(num_members, -1).astype(np.float32))
+        prices = self.network.slopes(at).double().numpy() / num_members
+        prices = prices.transpose(1, 0, 2).reshape(num_outputs, -1)
+        return self.cost_ms(loads[None])[0].astype(np.float64) - prices @ loads, prices
 
     def inputs(self, lookups: LookupArrays) -> tuple[Tensor, Tensor]:
         """Standardised features [1, S, F] and work [1, S, J] of shards."""

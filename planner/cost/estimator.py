@@ -103,15 +103,28 @@ class Estimator(Protocol):
 class AdditiveEstimator(Estimator, Protocol):
     """An estimator whose phases depend on sums over the shards of a rank, so that searches can update them.
 
-    `loads` are K additive figures of each shard; their sums over ranks [..., W, K] give the phases.
+    `loads` are K additive figures of each shard; their sums over ranks [..., W, K] give the phases. The first
+    `planner.cost.loads.NUM_TRAFFIC` of them are what a shard adds besides its lookups.
     """
 
     def shard_loads(self, problem: PlanningProblem, shards: ShardArrays) -> NDArray[np.float64]:
-        """Additive figures [S, K] of shards."""
+        """Additive figures [S, K] of shards >= 0; of the rank only its device kind and node size may matter."""
         ...
 
     def phases_ms(self, problem: PlanningProblem, loads: NDArray[np.float64]) -> NDArray[np.float64]:
         """Phases [..., P, W] of summed loads [..., W, K]; leading dimensions are a batch."""
+        ...
+
+    def lookup_ms(
+        self, problem: PlanningProblem, loads: NDArray[np.float64], ranks: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        """Milliseconds [2, ...] in embedding kernels, forward and backward, of loads [..., K] on ranks [...]."""
+        ...
+
+    def join_ms(
+        self, problem: PlanningProblem, traffic: NDArray[np.float64], lookup_ms: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """Phases [..., P, W] of traffic [..., W, NUM_TRAFFIC] and lookup times [2, ..., W]."""
         ...
 
     def linear_bounds(self, problem: PlanningProblem) -> tuple["LinearBound", ...]:

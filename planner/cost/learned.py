@@ -19,7 +19,8 @@ from planner.errors import PlanningError
 from planner.lookups import LookupArrays, state_bytes
 from planner.problem import PlanningProblem
 from planner.profile import DeviceProfile, Profile
-from planner.shards import ShardArrays
+from planner.sharding import ShardingType
+from planner.shards import ShardArrays, whole_tables
 from planner.topology import Topology
 
 LEAST_SETS = 150
@@ -46,22 +47,27 @@ class LearnedLookups:
         return self.model.loads(lookup_arrays(problem, shards)).astype(np.float64)
 
     def times_ms(
-        self, problem: PlanningProblem, loads: NDArray[np.float64], num_kernels: NDArray[np.float64]
+        self,
+        problem: PlanningProblem,
+        loads: NDArray[np.float64],
+        num_kernels: NDArray[np.float64],
+        ranks: NDArray[np.int64],
     ) -> NDArray[np.float64]:
-        """Milliseconds [2, ..., W] of summed loads [..., W, K]; every kernel beyond the first costs a base again."""
-        base, _ = self._floor
+        """Milliseconds [2, ...] of summed loads [..., K]; every kernel beyond the first costs a base again."""
         canaries = np.moveaxis(self.model.cost_ms(loads), -1, 0).astype(np.float64)
-        more = (np.asarray(num_kernels) - 1.0) * base.reshape(2, *[1] * (loads.ndim - 1))
-        return np.asarray((canaries + more) * self.canary_ms)
+        more = np.multiply.outer(self._base, num_kernels - 1.0)
+        return np.asarray((canaries + more) * self.canary_ms[ranks])
 
-    def floor(self, problem: PlanningProblem) -> LookupFloor:
-        """Base and priced loads, without any interaction of shards."""
-        base, price = self._floor
-        return LookupFloor(base, price, np.stack([self.canary_ms, self.canary_ms]))
+    def floors(self, problem: PlanningProblem) -> tuple[LookupFloor, ...]:
+        """Tangents at no loads, and at those of the average rank when tables are whole."""
+        whole = whole_tables(problem, ShardingType.TABLE_WISE)
+        average = self.shard_loads(problem, whole).sum(axis=0) / problem.topology.world_size
+        rate_ms = np.stack([self.canary_ms, self.canary_ms])
+        return tuple(LookupFloor(*self.model.tangent(at), rate_ms) for at in (np.zeros_like(average), average))
 
     @cached_property
-    def _floor(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        return self.model.linear_floor()
+    def _base(self) -> NDArray[np.float64]:
+        return self.model.base
 
 
 def lookup_arrays(problem: PlanningProblem, shards: ShardArrays) -> LookupArrays:

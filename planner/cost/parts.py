@@ -15,7 +15,7 @@ class LookupFloor:
     """A linear function of the loads that no lookup is below: rate_q x (constant + price . loads), times >= 0.
 
     Attributes:
-        constant: [2] of a rank that looks anything up, forward and backward.
+        constant: [2] of a rank that looks anything up, forward and backward; below 0 for a tangent far out.
         price: [2, K] of loads.
         rate_ms: [2, W] milliseconds a unit on each rank.
     """
@@ -33,13 +33,24 @@ class LookupCost(Protocol):
         ...
 
     def times_ms(
-        self, problem: PlanningProblem, loads: NDArray[np.float64], num_kernels: NDArray[np.float64]
+        self,
+        problem: PlanningProblem,
+        loads: NDArray[np.float64],
+        num_kernels: NDArray[np.float64],
+        ranks: NDArray[np.int64],
     ) -> NDArray[np.float64]:
-        """Milliseconds [2, ..., W] forward and backward of summed loads [..., W, K] in so many kernels [..., W]."""
+        """Milliseconds [2, ...] forward and backward of summed loads [..., K] in so many kernels [...].
+
+        Args:
+            problem: What is planned.
+            loads: Of one rank each.
+            num_kernels: Sharding types that the rank has shards of.
+            ranks: Which ranks, of a shape that broadcasts to the others'.
+        """
         ...
 
-    def floor(self, problem: PlanningProblem) -> LookupFloor:
-        """What these times cannot be below."""
+    def floors(self, problem: PlanningProblem) -> tuple[LookupFloor, ...]:
+        """What these times cannot be below; each holds, the first for a single shard as well as it can."""
         ...
 
 

@@ -66,18 +66,35 @@ class StepEstimator:
 
     def phases_ms(self, problem: PlanningProblem, loads: NDArray[np.float64]) -> NDArray[np.float64]:
         """Phases [..., P, W] of summed loads [..., W, K]."""
-        own_ms = self.own_phases_ms(problem, loads)
+        ranks = np.arange(problem.topology.world_size)
+        return self.join_ms(problem, loads[..., :NUM_TRAFFIC], self.lookup_ms(problem, loads, ranks))
+
+    def lookup_ms(
+        self, problem: PlanningProblem, loads: NDArray[np.float64], ranks: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        """Milliseconds [2, ...] in embedding kernels of summed loads [..., K] on ranks (broadcast to [...])."""
+        num_kernels = (loads[..., Load.FIRST_TYPE : NUM_TRAFFIC] > 0).sum(axis=-1)
+        return self.lookups.times_ms(problem, loads[..., NUM_TRAFFIC:], num_kernels, ranks)
+
+    def join_ms(
+        self, problem: PlanningProblem, traffic: NDArray[np.float64], lookup_ms: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """Phases [..., P, W] of the first `NUM_TRAFFIC` loads [..., W, NUM_TRAFFIC] and lookup times [2, ..., W].
+
+        What `phases_ms` does once the lookups are known: a search that changes few ranks asks for theirs alone.
+        """
+        own_ms = self.own_phases_ms(problem, traffic, lookup_ms)
         if self.host is None:
             return own_ms
-        return self.host.add(problem, own_ms, loads[..., Load.FIRST_TYPE : NUM_TRAFFIC])
+        return self.host.add(problem, own_ms, traffic[..., Load.FIRST_TYPE :])
 
-    def own_phases_ms(self, problem: PlanningProblem, loads: NDArray[np.float64]) -> NDArray[np.float64]:
-        """As `phases_ms`, kernels and transfers only."""
-        traffic, lookups = loads[..., :NUM_TRAFFIC], loads[..., NUM_TRAFFIC:]
-        has_type = traffic[..., Load.FIRST_TYPE :] > 0
-        is_used = np.asarray(has_type.any(axis=-2, keepdims=True))
+    def own_phases_ms(
+        self, problem: PlanningProblem, traffic: NDArray[np.float64], lookup_ms: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """As `join_ms`, kernels and transfers only."""
+        is_used = np.asarray((traffic[..., Load.FIRST_TYPE :] > 0).any(axis=-2, keepdims=True))
         num_collectives = is_used.sum(axis=-1) - is_used[..., REPLICATED]
-        forward_ms, backward_ms = self.lookups.times_ms(problem, lookups, has_type.sum(axis=-1))
+        forward_ms, backward_ms = lookup_ms
         dense_forward_ms, dense_backward_ms = self.dense.times_ms(problem)
         gradient_bytes = traffic[..., Load.GRADIENT_BYTES]
         dense_bytes = gradient_bytes + problem.workload.dense_parameters * FLOAT_BYTES

@@ -5,8 +5,9 @@ Proofs, for a rank q with time t_q:
 - t_q >= sum over loads k of R_qk L_qk gives, for any weights w_q >= 0 that sum to 1, max t >= sum_q w_q t_q >=
   sum_k (min over q of w_q R_qk) x (total of L_k). Weights in inverse proportion to the ranks' rates are best where
   all loads have the same rates. And one shard's load is on some rank, so max t >= sum_k (min over q of R_qk) L_k.
-- At least one rank launches a kernel in either lookup. Only ranks with loads count in the sums above, and each of
-  them launches, so the smallest launch may be added.
+- Lookups are convex in the loads, so each tangent is a floor. Its constant, if positive, is that of a launch: only
+  ranks with loads count in the sums above, and each of them launches, so the smallest may be added. If it is
+  negative, the tangent holds for ranks without loads as well, and all count: sum_q w_q rate_q constant.
 - A collective is never below any one of its planes. Where a table may not be replicated there is one collective at
   least in every exchange; where all may be, a plane counts without the latency.
 - A calibrated phase is scale x own time + host time, both >= 0, and host time never falls with shards.
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 
 from planner.cost.estimator import PHASES, LinearBound
 from planner.cost.loads import NUM_TRAFFIC, Load
+from planner.cost.parts import LookupFloor
 from planner.memory import FLOAT_BYTES
 from planner.problem import PlanningProblem
 from planner.sharding import ShardingType, is_data_parallel_legal
@@ -64,18 +66,19 @@ class _Rows:
 
 
 def linear_bounds(estimator: StepEstimator, problem: PlanningProblem) -> tuple[LinearBound, ...]:
-    """One bound for each link class and each plane of its all-to-all; the module's docstring has the proofs."""
-    rows = _bound_computation(estimator, problem)
-    _bound_all_reduce(estimator, problem, rows)
+    """One bound for each floor of the lookups, link class and plane of its all-to-all; see the docstring's proofs."""
     found = []
-    for link, column, peers in _link_classes(problem):
-        planes = estimator.collectives(problem).planes("all_to_all", link, _group_size(problem, link))
-        for constant_ms, ms_out, ms_in, _ in planes:
-            bound = rows.copy()
-            is_even = bool((peers == peers[0]).all())
-            rate_ms = peers * (ms_out + (ms_in if is_even else 0.0))
-            _bound_exchange(problem, bound, column, rate_ms, peers * ms_out, constant_ms)
-            found.append(_calibrated(estimator, problem, bound))
+    for floor in estimator.lookups.floors(problem):
+        rows = _bound_computation(estimator, problem, floor)
+        _bound_all_reduce(estimator, problem, rows)
+        for link, column, peers in _link_classes(problem):
+            planes = estimator.collectives(problem).planes("all_to_all", link, _group_size(problem, link))
+            for constant_ms, ms_out, ms_in, _ in planes:
+                bound = rows.copy()
+                is_even = bool((peers == peers[0]).all())
+                rate_ms = peers * (ms_out + (ms_in if is_even else 0.0))
+                _bound_exchange(problem, bound, column, rate_ms, peers * ms_out, constant_ms)
+                found.append(_calibrated(estimator, problem, bound))
     return tuple(found)
 
 
@@ -84,9 +87,9 @@ def ring_link(topology: Topology) -> str:
     return "intra_node" if len(topology.nodes) == 1 else "inter_node"
 
 
-def _bound_computation(estimator: StepEstimator, problem: PlanningProblem) -> _Rows:
+def _bound_computation(estimator: StepEstimator, problem: PlanningProblem, floor: LookupFloor) -> _Rows:
     """Lookups, dense layers and updates."""
-    floor, byte_ms = estimator.lookups.floor(problem), estimator.byte_ms(problem)
+    byte_ms = estimator.byte_ms(problem)
     world_size, num_lookup_loads = problem.topology.world_size, floor.price.shape[1]
     rows = _Rows(NUM_TRAFFIC + num_lookup_loads)
     for index, phase in enumerate(("lookup_forward", "lookup_backward")):
@@ -95,7 +98,8 @@ def _bound_computation(estimator: StepEstimator, problem: PlanningProblem) -> _R
         if phase == "lookup_backward":
             rates_ms[:, Load.GRADIENT_BYTES] = GRADIENT_PASSES * byte_ms
         rows.set(phase, rates_ms, _inverse_weights(floor.rate_ms[index]))
-        rows.constant_ms[PHASES.index(phase)] = floor.rate_ms[index].min() * floor.constant[index]
+        constant, rates_ms = floor.constant[index], floor.rate_ms[index]
+        rows.constant_ms[PHASES.index(phase)] = constant * (rates_ms.min() if constant > 0 else _even_ms(rates_ms))
     update_ms = np.zeros((world_size, rows.num_loads))
     update_ms[:, Load.GRADIENT_BYTES] = UPDATE_PASSES * byte_ms
     rows.set("optimizer", update_ms, _inverse_weights(byte_ms))
@@ -154,6 +158,11 @@ def _must_exchange(problem: PlanningProblem) -> bool:
         rule.sharding_types is not None and ShardingType.DATA_PARALLEL not in rule.sharding_types
         for rule in problem.rules.values()
     )
+
+
+def _even_ms(rate_ms: NDArray[np.float64]) -> float:
+    """The harmonic mean of rates > 0: of a unit of load on each rank when it is spread by speed."""
+    return float(len(rate_ms) / (1 / rate_ms).sum())
 
 
 def _inverse_weights(rate_ms: NDArray[np.float64]) -> NDArray[np.float64]:

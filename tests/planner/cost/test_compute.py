@@ -41,7 +41,7 @@ def trained() -> ComputeModel:
     sets = random_sets(150, seed=2)
     times = law_ms(sets)
     times *= 1 + 0.1 * np.array([len(each.shards) for each in sets])[:, None]
-    return fit_compute(LookupArrays.of(sets), times, 0, outputs=FORWARD_BACKWARD, options=FitOptions(4, 15, 32))
+    return fit_compute(LookupArrays.of(sets), times, 0, outputs=FORWARD_BACKWARD, options=FitOptions(4, 150, 32))
 
 
 MODELS = {"untrained": untrained(), "trained": trained()}
@@ -77,22 +77,37 @@ def test_the_order_of_shards_does_not_matter(
 
 @for_each_model
 @settings(max_examples=60, deadline=None)
-@given(found=SHARDS, samples=SAMPLES)
-def test_a_cost_is_positive_and_never_below_its_linear_floor(
-    model: ComputeModel, found: list[LookupShard], samples: int
+@given(found=SHARDS, samples=SAMPLES, touched=st.lists(shards(), max_size=6))
+def test_a_cost_is_positive_and_never_below_a_tangent(
+    model: ComputeModel, found: list[LookupShard], samples: int, touched: list[LookupShard]
 ) -> None:
-    loads = model.sum_loads(one_set(found, samples))
-    constant, prices = model.linear_floor()
-    floor = constant + loads.astype(np.float64) @ prices.T
+    loads = model.sum_loads(one_set(found, samples)).astype(np.float64)
+    at = model.sum_loads(one_set(touched, samples))[0] if touched else np.zeros(model.num_loads)
+    constant, prices = model.tangent(at.astype(np.float64))
     cost = model.cost_ms(loads)
-    assert (constant > 0).all() and (prices >= 0).all()
-    assert (cost > 0).all() and (cost >= floor * (1 - FLOAT32_RTOL)).all()
+    assert (prices >= 0).all() and (cost > 0).all()
+    assert (cost >= (constant + loads @ prices.T) - FLOAT32_RTOL * (1 + cost + np.abs(constant))).all()
 
 
 @for_each_model
-def test_the_floor_of_an_empty_set_is_its_cost(model: ComputeModel) -> None:
-    constant, _ = model.linear_floor()
-    np.testing.assert_allclose(model.cost_ms(np.zeros((1, model.num_loads), dtype=np.float32))[0], constant, rtol=1e-5)
+@settings(max_examples=40, deadline=None)
+@given(left=SHARDS, right=SHARDS, samples=SAMPLES, share=st.floats(0, 1))
+def test_a_cost_is_convex(
+    model: ComputeModel, left: list[LookupShard], right: list[LookupShard], samples: int, share: float
+) -> None:
+    ends = np.concatenate([model.sum_loads(one_set(each, samples)) for each in (left, right)]).astype(np.float64)
+    shares = np.array([share, 1 - share])
+    even = model.cost_ms(shares @ ends)
+    assert (even <= shares @ model.cost_ms(ends) * (1 + FLOAT32_RTOL)).all()
+
+
+@for_each_model
+def test_a_tangent_touches_its_cost(model: ComputeModel) -> None:
+    loads = model.sum_loads(LookupArrays.of(random_sets(1, seed=3)))[0].astype(np.float64)
+    constant, prices = model.tangent(loads)
+    np.testing.assert_allclose(model.cost_ms(loads[None])[0], constant + prices @ loads, rtol=1e-5)
+    nothing, _ = model.tangent(np.zeros(model.num_loads))
+    np.testing.assert_allclose(model.base, nothing, rtol=1e-6)
 
 
 def test_shards_beside_each_other_cost_more_than_alone() -> None:
