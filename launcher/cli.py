@@ -9,10 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from launcher.cli_parts import EPILOG, add_config, follow_profile, load, print_json
+from launcher.cli_parts import EPILOG, add_config, follow_profile, follow_strategies, load, print_json
 from launcher.cli_studies import add_benchmarks, add_pretraining
 from launcher.exit_codes import ExitCode
 
+WIDTH = 100
 DESCRIPTION = "Trains DLRMs on a Ray cluster and decides where every embedding table lives."
 
 
@@ -38,7 +39,10 @@ def build_parser() -> argparse.ArgumentParser:
     profile_parser.add_argument("--fresh", action="store_true", help="measure even if a kept profile fits")
     add_config(profile_parser)
     plan_parser = add("plan", plan, "place the tables and print the plan that train would run")
-    plan_parser.add_argument("--strategy", help="the search to use instead of planner.strategy")
+    source = plan_parser.add_mutually_exclusive_group()
+    source.add_argument("--strategy", metavar="NAME", help="the search to use instead of planner.strategy")
+    text = "check and price the plan of this file (plan --json, runs/NAME/plans/*.json) instead of searching"
+    source.add_argument("--pinned", type=Path, metavar="FILE", help=text)
     compare_parser = add("compare", compare, "plan with every strategy and print them side by side")
     for sub in (plan_parser, compare_parser):
         sub.add_argument("--topology", type=Path, metavar="FILE", help="plan for these devices; needs no cluster")
@@ -69,11 +73,18 @@ def report_faults(command: Callable[[argparse.Namespace], ExitCode], options: ar
         code = exit_code_of(error)
         if code is None:
             raise
-        print(fold(f"shardwright: {str(error) or 'interrupted'}"), file=sys.stderr)
+        print(fold(headed(str(error) or "interrupted")), file=sys.stderr)
         return code
 
 
-def fold(text: str, width: int = 100) -> str:
+def headed(message: str, width: int = WIDTH) -> str:
+    """The message behind the command's name; below it where its lines are folded already and leave no room."""
+    head, (first, *others) = "shardwright:", message.splitlines()
+    has_room = not others or len(f"{head} {first}") <= width
+    return f"{head} {message}" if has_room else f"{head}\n{message}"
+
+
+def fold(text: str, width: int = WIDTH) -> str:
     """The text with its long lines folded at words; what has no spaces (a path) stays whole."""
     options = {"width": width, "subsequent_indent": "  ", "break_long_words": False, "break_on_hyphens": False}
     return "\n".join(
@@ -131,7 +142,9 @@ def plan(options: argparse.Namespace) -> ExitCode:
 
     config = load(options)
     with session_unless(options.topology or options.profile, config):
-        prepared = prepare(config, options.topology, options.strategy, options.profile, follow_profile())
+        prepared = prepare(
+            config, options.topology, options.strategy, options.profile, follow_profile(), options.pinned
+        )
     if options.json:
         print_json(prepared.planned.to_dict())
     else:
@@ -141,24 +154,27 @@ def plan(options: argparse.Namespace) -> ExitCode:
 
 def compare(options: argparse.Namespace) -> ExitCode:
     """`shardwright compare`."""
-    from launcher.comparison import compare_strategies, comparison_dict, render_comparison
+    from launcher.comparison import compare_strategies, comparison_dict
     from launcher.preparation import session_unless
+    from launcher.views.comparison import render_comparison
     from launcher.views.tables import make_console
 
     config = load(options)
     with session_unless(options.topology or options.profile, config):
-        outcomes = compare_strategies(config, options.topology, options.profile, follow_profile())
+        outcomes = compare_strategies(config, options.topology, options.profile, follow_profile(), follow_strategies())
     if options.json:
         print_json(comparison_dict(outcomes))
     else:
-        make_console().print(render_comparison(outcomes))
+        console = make_console()
+        for part in render_comparison(outcomes):
+            console.print(part)
     return ExitCode.OK if any(outcome.planned for outcome in outcomes) else ExitCode.INFEASIBLE
 
 
 def train(options: argparse.Namespace) -> ExitCode:
     """`shardwright train`."""
     if options.dry_run:
-        options.topology = options.strategy = options.profile = None
+        options.topology = options.strategy = options.profile = options.pinned = None
         return plan(options)
     from launcher.stop_signals import StopSignals
 

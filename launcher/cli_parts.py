@@ -32,6 +32,16 @@ def follow_profile() -> Any:
     return partial(follow, make_console(stderr=True))
 
 
+def follow_strategies() -> Any:
+    """Shows on stderr which strategy is at work."""
+    from functools import partial
+
+    from launcher.views.comparison import follow_strategies as follow
+    from launcher.views.tables import make_console
+
+    return partial(follow, make_console(stderr=True))
+
+
 def print_json(value: Any) -> None:
     """One line on stdout."""
     print(json.dumps(value), flush=True)

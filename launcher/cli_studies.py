@@ -8,6 +8,7 @@ from launcher.cli_parts import EPILOG, add_config, follow_profile, load, print_j
 from launcher.exit_codes import ExitCode
 
 FILES_FIRST = "Give key=value before a list of files, or after another option."
+GIB = 1 << 30
 
 
 def add_pretraining(commands: Any) -> None:
@@ -23,6 +24,17 @@ def add_pretraining(commands: Any) -> None:
     parser.add_argument("--steps", type=Path, metavar="FILE", help="measured steps: fit the host's costs to them too")
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder to write to (weights, beside the runs)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the split and the training (0)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    add_config(parser)
+    text = "train the placement policy on made-up tasks and write weights, a model card and TensorBoard curves"
+    parser = names.add_parser("policy", help=text, description=f"{text}. Costs alone are asked, no hardware.")
+    parser.set_defaults(command=pretrain_policy)
+    parser.add_argument("--output", type=Path, metavar="DIR", help="folder to write to (policy, beside the runs)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of tasks, weights and samples (0)")
+    parser.add_argument("--minutes", type=float, default=15.0, metavar="M", help="of training (15)")
+    parser.add_argument("--tables", type=Path, metavar="CSV", help="draw tables from this pool; makes them up without")
+    text = "train policies that are not shown something, so many minutes each, for the card (0: none)"
+    parser.add_argument("--ablation-minutes", type=float, default=0.0, metavar="M", help=text)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     add_config(parser)
 
@@ -42,6 +54,7 @@ def add_benchmarks(commands: Any) -> None:
     parser.add_argument("--comms", action="store_true", help="the lines are all-to-alls, split by time")
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="runs to average over (5)")
     add_cost_benchmark(names)
+    add_plans_benchmark(names)
 
 
 def add_cost_benchmark(names: Any) -> None:
@@ -57,6 +70,34 @@ def add_cost_benchmark(names: Any) -> None:
     parser.add_argument("--train", type=Path, nargs="+", metavar="FILE", default=[], help=text)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     add_config(parser)
+
+
+def add_plans_benchmark(names: Any) -> None:
+    """`shardwright bench plans`."""
+    text = "draw planning tasks from a pool of tables and compare strategies on them"
+    about = (
+        "One node of equal CPU ranks priced by the shipped lookup weights, unless --profile or --topology says else."
+    )
+    parser = names.add_parser("plans", help=text, description=f"{text}. {about}", epilog=EPILOG)
+    parser.set_defaults(command=bench_plans)
+    parser.add_argument("--tables", type=Path, metavar="CSV", required=True, help="pool: rows, pooling, reuse bins")
+    parser.add_argument("--num-tables", type=_span, metavar="A:B", default=(10, 59), help="of a task (10:59)")
+    parser.add_argument("--dims", type=_whole_numbers, metavar="N,N", help="widths to draw (4,8,16,32,64,128)")
+    parser.add_argument("--ranks", type=int, metavar="D", help="equal ranks of one node")
+    parser.add_argument("--memory-gib", type=_gib, metavar="G", help="memory of each rank for tables")
+    parser.add_argument("--total-gib", type=_gib, metavar="G", help="most weights of a task (15/16 of 4 ranks)")
+    parser.add_argument("--tasks", type=int, default=100, metavar="N", help="how many to draw (100)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the tasks (0)")
+    parser.add_argument("--strategies", type=_words, metavar="NAME,NAME", default=(), help="what to compare (most)")
+    parser.add_argument("--budget-s", type=float, metavar="S", help="of a search that could go on (6)")
+    parser.add_argument("--sharding-types", type=_types, metavar="TYPE,TYPE", default=(), help="for all tables (any)")
+    text = "what counts: weights alone, as NeuroShard counts, or everything (weights)"
+    parser.add_argument("--memory", choices=("weights", "full"), default="weights", help=text)
+    parser.add_argument("--profile", type=Path, metavar="FILE", help="price the ranks by what it measured")
+    parser.add_argument("--topology", type=Path, metavar="FILE", help="these devices instead, by their own figures")
+    text = "scale rows and batch to fit this machine, plan anew and run every rank of every plan"
+    parser.add_argument("--measure", action="store_true", help=text)
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
 
 
 def bench_cost_file(options: argparse.Namespace) -> ExitCode:
@@ -90,6 +131,42 @@ def bench_cost(options: argparse.Namespace) -> ExitCode:
     return ExitCode.OK
 
 
+def bench_plans(options: argparse.Namespace) -> ExitCode:
+    """`shardwright bench plans`."""
+    from launcher.bench.plan_contest import PlanBenchmark
+    from launcher.bench.plan_report import render_plans
+    from launcher.bench.plan_tasks import DIMS
+    from launcher.bench.plans import run_plans
+    from launcher.views.tables import make_console
+    from planner.search.registry import BUDGET_S
+    from planner.tables import MemoryCount
+
+    asked = PlanBenchmark(
+        tables=options.tables,
+        num_tables=options.num_tables,
+        dims=options.dims or DIMS,
+        num_ranks=options.ranks,
+        memory_bytes=options.memory_gib,
+        total_bytes=options.total_gib,
+        num_tasks=options.tasks,
+        seed=options.seed,
+        strategies=options.strategies,
+        budget_s=BUDGET_S if options.budget_s is None else options.budget_s,
+        sharding_types=options.sharding_types,
+        memory=MemoryCount(options.memory),
+        profile=options.profile,
+        topology=options.topology,
+        is_measured=options.measure,
+    )
+    found = run_plans(asked, make_console(stderr=True).print)
+    if options.json:
+        print_json(found)
+    else:
+        for part in render_plans(found):
+            make_console().print(part)
+    return ExitCode.OK
+
+
 def pretrain_cost(options: argparse.Namespace) -> ExitCode:
     """`shardwright pretrain cost`."""
     from launcher.pretrain import pretrain_cost as run
@@ -105,3 +182,49 @@ def pretrain_cost(options: argparse.Namespace) -> ExitCode:
         for line in made.render():
             make_console().print(line, soft_wrap=True)
     return ExitCode.OK
+
+
+def pretrain_policy(options: argparse.Namespace) -> ExitCode:
+    """`shardwright pretrain policy`."""
+    from launcher.pretrain_policy import Pretraining
+    from launcher.pretrain_policy import pretrain_policy as run
+    from launcher.run_dir import locate_runs
+    from launcher.views.tables import make_console
+
+    folder = options.output or locate_runs(load(options).run.dir) / "policy"
+    asked = Pretraining(folder, options.seed, options.minutes, options.tables, options.ablation_minutes)
+    made = run(asked, make_console(stderr=True))
+    if options.json:
+        print_json(made.to_dict())
+    else:
+        for line in made.render():
+            make_console().print(line, soft_wrap=True)
+    return ExitCode.OK
+
+
+def _span(text: str) -> tuple[int, int]:
+    """`A:B`, or one number for both."""
+    first, _, last = text.partition(":")
+    return int(first), int(last or first)
+
+
+def _whole_numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
+
+
+def _gib(text: str) -> int:
+    """Bytes of a number of GiB."""
+    return round(float(text) * GIB)
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(","))
+
+
+def _types(text: str) -> tuple[Any, ...]:
+    from planner.sharding import ShardingType
+
+    try:
+        return tuple(ShardingType(word) for word in _words(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{error}; expected of {', '.join(ShardingType)}") from error

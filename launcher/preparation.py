@@ -19,13 +19,14 @@ from launcher.access import find_access
 from launcher.config import ConfigError
 from launcher.estimators import build_estimator
 from launcher.hardware import Described, describe_cluster, take_ranks
+from launcher.priced_plan import PINNED, RESUMED, PricedPlan, read_pinned
 from launcher.profiling import Follow, obtain_profile, unseen
 from launcher.run_dir import locate_runs
 from launcher.schema import ConstraintSection, RunConfig
 from planner.problem import PlanningProblem, TableConstraint
 from planner.profile import Profile
 from planner.profile_file import load_profile
-from planner.search.registry import PlanResult, appraise, make_plan
+from planner.search.registry import SearchSettings, appraise, make_plan
 from planner.sharding import ShardingType
 from planner.tables import OptimizerKind, TableSpec, Workload
 from planner.topology import DeviceType, Topology, load_topology
@@ -90,7 +91,7 @@ class Prepared:
 
     task: Task
     topology: Topology
-    planned: PlanResult
+    planned: PricedPlan
     inventory: Inventory | None
     profile: Profile | None
     resume: Path | None
@@ -120,13 +121,16 @@ def prepare(
     strategy: str | None = None,
     profile_path: Path | None = None,
     follow: Follow = unseen,
+    pinned_path: Path | None = None,
 ) -> Prepared:
     """Plan for the devices of the cluster, or of a topology or profile file where one is given (then without Ray).
 
-    Devices of the cluster that no kept profile describes are measured first, which `follow` shows.
+    Devices of the cluster that no kept profile describes are measured first, which `follow` shows. A pinned plan's
+    file replaces the search, and the plan of a checkpoint to go on from.
 
-    Raises ConfigError, DataError, CheckpointError, PlanningError or ClusterError.
+    Raises ConfigError, DataError, CheckpointError, PlanningError, ClusterError or OSError.
     """
+    pinned = None if pinned_path is None else read_pinned(pinned_path)
     task = describe_task(resolve_paths(config))
     target = find_target(config, topology_path, profile_path)
     topology = target.described.topology
@@ -138,12 +142,16 @@ def prepare(
         check_resume(checkpoint, _settings(config, topology.world_size), config.train.steps)
     target = with_profile(target, config, follow)
     estimator = build_estimator(topology, target.profile, find_weights(config))
-    if checkpoint is None:
-        planned = make_plan(problem, strategy or config.planner.strategy, estimator)
+    if pinned is not None:
+        planned = appraise(problem, pinned, PINNED, estimator)
+    elif checkpoint is not None:
+        planned = appraise(problem, read_plan(checkpoint), RESUMED, estimator)
     else:
-        planned = appraise(problem, read_plan(checkpoint), "resumed", estimator=estimator)
+        settings = SearchSettings(estimator, config.planner.budget_s, has_policy=target.profile is not None)
+        planned = make_plan(problem, strategy or config.planner.strategy, settings)
     notes = (*target.described.notes, *notes)
-    return Prepared(task, topology, planned, target.inventory, target.profile, checkpoint, notes)
+    priced = PricedPlan.of(planned, estimator)
+    return Prepared(task, topology, priced, target.inventory, target.profile, checkpoint, notes)
 
 
 def session_unless(file: Path | None, config: RunConfig) -> AbstractContextManager[object]:

@@ -53,8 +53,9 @@ class ConstraintSection:
 class PlannerSection:
     """How tables are placed."""
 
-    strategy: str = option(
-        "longest_processing_time", "the search that makes the plan; `shardwright compare` lists them"
+    strategy: str = option("portfolio", "the search that makes the plan; `shardwright compare` lists them")
+    budget_s: float = option(
+        6.0, "time for a search that could go on; it ends sooner where nothing is to be gained", at_least=0.1
     )
     constraints: list[ConstraintSection] = option([], "wishes that every strategy respects")
     cost_weights: str | None = option(

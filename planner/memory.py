@@ -8,6 +8,7 @@ from planner.plan import ShardingPlan
 from planner.problem import PlanningProblem
 from planner.sharding import ShardingType
 from planner.shards import TYPE_CODE, ShardArrays, plan_shards, whole_tables
+from planner.tables import MemoryCount
 
 ID_BYTES = 8
 """Bytes of one id. Source: TorchRec KeyedJaggedTensor values are int64 (`planner.constants.BIGINT_DTYPE`)."""
@@ -26,7 +27,7 @@ Source: Kingma and Ba 2015, Adam, algorithm 1.
 
 
 def shard_bytes(problem: PlanningProblem, shards: ShardArrays) -> NDArray[np.int64]:
-    """Bytes of each shard [S] on its device.
+    """Bytes of each shard [S] on its device: of the following all, or with `MemoryCount.WEIGHTS` the first alone.
 
     - weights: rows x columns;
     - optimizer: row-wise Adagrad one fp32 a row, Adam two a weight, SGD none
@@ -38,6 +39,8 @@ def shard_bytes(problem: PlanningProblem, shards: ShardArrays) -> NDArray[np.int
     """
     workload, tables = problem.workload, problem.arrays
     elements = shards.num_rows * shards.num_cols
+    if workload.memory is MemoryCount.WEIGHTS:
+        return np.ceil(elements * workload.weight_bytes).astype(np.int64)
     is_replicated = shards.type_code == TYPE_CODE[ShardingType.DATA_PARALLEL]
     samples = workload.batch_size * np.where(is_replicated, 1, problem.topology.world_size)
     features = tables.num_features[shards.table]
@@ -53,7 +56,8 @@ def shard_bytes(problem: PlanningProblem, shards: ShardArrays) -> NDArray[np.int
 def whole_table_bytes(problem: PlanningProblem) -> NDArray[np.int64]:
     """Bytes [T] of each table whole on one rank: the least, over all ranks, that it takes under any plan.
 
-    Every cut repeats ids, lengths, pooled outputs or row-wise optimizer state, and copies repeat the weights.
+    No cut takes fewer weights, every cut repeats ids, lengths, pooled outputs or row-wise optimizer state, and copies
+    repeat the weights.
     """
     return shard_bytes(problem, whole_tables(problem, ShardingType.TABLE_WISE))
 
@@ -78,8 +82,13 @@ def may_fit(problem: PlanningProblem) -> bool:
 
 
 def replicated_bytes(problem: PlanningProblem) -> int:
-    """Bytes that every rank holds under any plan: dense part, own batches, embeddings it receives."""
+    """Bytes that every rank holds under any plan: dense part, own batches, embeddings it receives.
+
+    0 with `MemoryCount.WEIGHTS`.
+    """
     workload, tables = problem.workload, problem.arrays
+    if workload.memory is MemoryCount.WEIGHTS:
+        return 0
     ids, features = tables.ids_per_sample.sum(), tables.num_features.sum()
     inputs = workload.batches_in_flight * workload.batch_size * (ids * ID_BYTES + features * LENGTH_BYTES)
     embeddings = 2 * workload.batch_size * (tables.num_features * tables.num_cols).sum() * FLOAT_BYTES

@@ -22,6 +22,16 @@ class OptimizerKind(StrEnum):
     ADAM = "adam"
 
 
+class MemoryCount(StrEnum):
+    """What counts against the memory of a device."""
+
+    FULL = "full"
+    """Weights, optimizer state, gradients, inputs and outputs, and what every rank holds: what training takes."""
+
+    WEIGHTS = "weights"
+    """Weights of the tables alone. Source: NeuroShard (arXiv 2305.01868), `utils.table_size`, and its predecessors."""
+
+
 @dataclass(frozen=True)
 class TableSpec:
     """One embedding matrix and the sparse features that read it.
@@ -71,6 +81,7 @@ class Workload:
         dense_flops_per_sample: Floating point operations of one sample's dense forward pass.
         dense_layers: Operations of the dense forward pass, a linear layer with its activation counting as one.
         dense_activations: Floats that one sample's dense forward pass reads and writes between operations.
+        memory: What counts against a device's memory; jobs that train count everything.
     """
 
     tables: tuple[TableSpec, ...]
@@ -82,6 +93,7 @@ class Workload:
     dense_flops_per_sample: float = 0.0
     dense_layers: int = 0
     dense_activations: float = 0.0
+    memory: MemoryCount = MemoryCount.FULL
 
     def __post_init__(self) -> None:
         """Raises PlanningError listing everything that is wrong with the workload."""

@@ -102,6 +102,14 @@ class Topology:
     intra_node: Link
     inter_node: Link
 
+    def __hash__(self) -> int:
+        """Of all devices and links, computed once: searches look up by topology thousands of times."""
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.name, self.devices, self.intra_node, self.inter_node))
+
     @property
     def world_size(self) -> int:
         """Number of ranks."""

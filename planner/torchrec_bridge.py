@@ -4,27 +4,29 @@ import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
-from torch import nn
 from torch.distributed._shard.metadata import ShardMetadata
 from torch.distributed._shard.sharding_spec.api import EnumerableShardingSpec
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints
 from torchrec.distributed.planner import Topology as TorchRecTopology
+from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
 from torchrec.distributed.planner.stats import NoopEmbeddingStats
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
-from torchrec.distributed.planner.types import PlannerError
+from torchrec.distributed.planner.types import PlannerError, Storage
+from torchrec.distributed.planner.types import ShardingOption as TorchRecOption
 from torchrec.distributed.types import EmbeddingModuleShardingPlan, ParameterSharding
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
-from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from planner.errors import InfeasibleError, PlanningError
-from planner.memory import capacity_bytes
+from planner.memory import capacity_bytes, shard_bytes
 from planner.plan import ShardingPlan, TablePlacement
 from planner.problem import PlanningProblem
 from planner.sharding import Shard, ShardingType, is_data_parallel_legal
+from planner.shards import TYPE_CODE, ShardArrays
 from planner.tables import OptimizerKind, TableSpec
 from planner.topology import DeviceType, Topology
 
@@ -187,11 +189,47 @@ class FusedBagSharder(EmbeddingBagCollectionSharder):
         return [(EmbeddingComputeKernel.DENSE if is_replicated else EmbeddingComputeKernel.FUSED).value]
 
 
-class TorchRecStrategy:
-    """TorchRec's EmbeddingShardingPlanner, told the true job and devices.
+class TrueStorageEnumerator(EmbeddingEnumerator):
+    """TorchRec's options with its own estimates of time, and of storage ours: the bytes that `check` counts.
 
-    Its topology has one memory size: the smallest that is left on any rank for shards, so nothing is
-    reserved twice.
+    TorchRec's own count knows neither weights alone nor what is resident during our step, so that its planner would
+    fail, or overflow a device, for another reason than its search.
+    """
+
+    def __init__(
+        self,
+        problem: PlanningProblem,
+        topology: TorchRecTopology,
+        constraints: dict[str, ParameterConstraints],
+    ) -> None:
+        """For the tables of a problem."""
+        super().__init__(topology=topology, batch_size=problem.workload.batch_size, constraints=constraints)
+        self._problem = problem
+        self._is_cpu = topology.compute_device == DeviceType.CPU
+
+    def populate_estimates(self, sharding_options: list[TorchRecOption]) -> None:
+        """Estimates the shards of the options in place."""
+        super().populate_estimates(sharding_options)
+        found = [(option, shard) for option in sharding_options for shard in option.shards]
+        index_of, sizes = self._problem.index_of, np.array([shard.size for _, shard in found], dtype=np.float64)
+        arrays = ShardArrays(
+            table=np.array([index_of[table_name(option.name)] for option, _ in found], dtype=np.int64),
+            rank=np.zeros(len(found), dtype=np.int64),
+            type_code=np.array([TYPE_CODE[ShardingType(option.sharding_type)] for option, _ in found], dtype=np.int64),
+            num_rows=sizes[:, 0],
+            num_cols=sizes[:, 1],
+        )
+        for (_, shard), num_bytes in zip(found, shard_bytes(self._problem, arrays).tolist(), strict=True):
+            shard.storage = Storage(hbm=0, ddr=num_bytes) if self._is_cpu else Storage(hbm=num_bytes, ddr=0)
+
+
+class TorchRecStrategy:
+    """TorchRec's EmbeddingShardingPlanner with its default proposers and partitioner, told the true job and devices.
+
+    It is given: the batch of a rank, pooling factors, weights in fp32, the types that each table may have, the bytes
+    of every shard as `check` counts them, memory for shards with nothing reserved, the bandwidth of memory and of both
+    link classes. Devices that differ count as the smallest and slowest of them. What it has no input for stays out:
+    how rows are reused, what was measured, latencies. It cuts columns its own way, never narrower than 128.
     """
 
     def plan(self, problem: PlanningProblem) -> ShardingPlan:
@@ -209,14 +247,16 @@ class TorchRecStrategy:
                 f"tables {', '.join(stuck)} have no legal sharding option left under their constraints",
                 shortfall_bytes=0,
             )
-        collection = _meta_collection(problem)
+        collection = build_embeddings(problem.workload.tables)
         with quiet():
+            topology, constraints = _torchrec_topology(problem), _constraints(problem)
             planner = EmbeddingShardingPlanner(
-                topology=_torchrec_topology(problem),
+                topology=topology,
                 batch_size=problem.workload.batch_size,
+                enumerator=TrueStorageEnumerator(problem, topology, constraints),
                 storage_reservation=FixedPercentageStorageReservation(percentage=0.0),
                 stats=NoopEmbeddingStats(),
-                constraints=_constraints(problem),
+                constraints=constraints,
                 debug=False,
             )
             try:
@@ -240,24 +280,6 @@ def _check_expressible(problem: PlanningProblem) -> None:
             "strategy torchrec: TorchRec's planner cannot express this: " + "; ".join(found) + "; use another strategy",
             reason="torchrec",
         )
-
-
-def _meta_collection(problem: PlanningProblem) -> EmbeddingBagCollection:
-    """The tables on the meta device, marked with their optimizer for TorchRec's storage estimate."""
-    collection = build_embeddings(problem.workload.tables)
-    classes: dict[OptimizerKind, type[torch.optim.Optimizer]] = {
-        OptimizerKind.SGD: torch.optim.SGD,
-        OptimizerKind.ROWWISE_ADAGRAD: RowWiseAdagrad,
-        OptimizerKind.ADAM: torch.optim.Adam,
-    }
-    for parameter in collection.parameters():
-        _mark_optimizer(parameter, classes[problem.workload.optimizer])
-    return collection
-
-
-def _mark_optimizer(parameter: nn.Parameter, optimizer: type[torch.optim.Optimizer]) -> None:
-    """Sets what `planner.shard_estimators` reads. Source: TorchRec 1.8 `calculate_shard_storages`."""
-    parameter._optimizer_classes = [optimizer]  # type: ignore[attr-defined]
 
 
 def _torchrec_topology(problem: PlanningProblem) -> TorchRecTopology:

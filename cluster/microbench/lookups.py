@@ -1,6 +1,7 @@
 """Times fused lookups with the kernel that trains: FBGEMM's table-batched embeddings, as TorchRec builds them."""
 
 import inspect
+from collections.abc import Sequence
 from functools import cache
 
 import torch
@@ -49,7 +50,9 @@ class FusedLookup:
         Raises what FBGEMM raises: for an optimizer that it has no kernel for on this device, or too little memory.
         """
         self._device = device
-        self._kernel = build_kernel(recipe, device)
+        shapes = [(shard.num_rows, shard.num_cols) for shard in recipe.shards]
+        features = [index for index, shard in enumerate(recipe.shards) for _ in range(shard.num_features)]
+        self._kernel = build_kernel(shapes, features, recipe.optimizer, device)
         generator = torch.Generator(device).manual_seed(recipe.seed)
         self._batches = [draw_batch(recipe, generator) for _ in range(NUM_BATCHES)]
         self.lookups = LookupSet(recipe.samples, recipe.optimizer, mean_shards(self._batches))
@@ -92,37 +95,56 @@ def measure_canary(device: torch.device) -> float:
     return forward.median_ms + backward.median_ms
 
 
-def build_kernel(recipe: LookupRecipe, device: torch.device) -> SplitTableBatchedEmbeddingBagsCodegen:
+def build_kernel(
+    shapes: Sequence[tuple[int, int]],
+    features: Sequence[int],
+    optimizer: OptimizerKind,
+    device: torch.device,
+    weights: Tensor | None = None,
+) -> SplitTableBatchedEmbeddingBagsCodegen:
     """The fused kernel of a set, with what TorchRec gives it for tables of the compute kernel `fused`.
 
     Source: TorchRec 1.8, `distributed.batched_embedding_kernel.BatchedFusedEmbeddingBag`.
+
+    Args:
+        shapes: Rows and columns of every table.
+        features: The table that each feature reads, table by table.
+        optimizer: Fused into the backward pass.
+        device: Where the tables lie.
+        weights: On a CPU the memory to put them in, fp32 [rows x columns of all tables]; None takes `take_memory`'s,
+            so that only one such kernel can be in use at a time.
     """
     is_cuda = device.type == "cuda"
     place = (EmbeddingLocation.DEVICE, ComputeDevice.CUDA) if is_cuda else (EmbeddingLocation.HOST, ComputeDevice.CPU)
-    features = [index for index, shard in enumerate(recipe.shards) for _ in range(shard.num_features)]
     return SplitTableBatchedEmbeddingBagsCodegen(
-        embedding_specs=[(shard.num_rows, shard.num_cols, *place) for shard in recipe.shards],
-        feature_table_map=features,
+        embedding_specs=[(rows, cols, *place) for rows, cols in shapes],
+        feature_table_map=list(features),
         pooling_mode=PoolingMode.SUM,
         weights_precision=SparseType.FP32,
         cache_precision=SparseType.FP32,
-        optimizer=OPTIMIZERS[recipe.optimizer],
+        optimizer=OPTIMIZERS[optimizer],
         learning_rate=LEARNING_RATE,
         device=device,
-        table_names=[f"table_{index}" for index in range(len(recipe.shards))],
-        **({} if is_cuda else _weights_in_buffer(recipe)),
+        table_names=[f"table_{index}" for index in range(len(shapes))],
+        **({} if is_cuda else _weights_in_memory(shapes, weights)),
     )
 
 
-def _weights_in_buffer(recipe: LookupRecipe) -> dict[str, dict[str, Tensor]]:
-    """Weights in memory that earlier sets have used: fresh pages take longer than the whole measurement.
+def take_memory(count: int) -> Tensor:
+    """Host memory fp32 [count] whose pages have all been touched: fresh ones take longer than a whole measurement.
 
-    FBGEMM before 1.8 cannot be given memory; there every set waits for its pages.
+    The next call gives the same memory again.
     """
+    return _BUFFER.take(count)
+
+
+def _weights_in_memory(shapes: Sequence[tuple[int, int]], weights: Tensor | None) -> dict[str, dict[str, Tensor]]:
+    """What tells a kernel to use memory that is there; FBGEMM before 1.8 cannot be told: every set waits for pages."""
     if "preallocated_host_buffers" not in inspect.signature(SplitTableBatchedEmbeddingBagsCodegen).parameters:
         return {}
-    count = sum(shard.num_rows * shard.num_cols for shard in recipe.shards)
-    return {"preallocated_host_buffers": {"weights": _BUFFER.take(count)}}
+    if weights is None:
+        weights = take_memory(sum(rows * cols for rows, cols in shapes))
+    return {"preallocated_host_buffers": {"weights": weights}}
 
 
 class _Buffer:

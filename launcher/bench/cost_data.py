@@ -78,7 +78,7 @@ def read_compute_costs(costs: Path, tables: Path) -> ComputeCosts:
         CostFileError: A line has another form, a time is not above 0, or a table is unknown.
         OSError: A file cannot be read.
     """
-    figures = _read_tables(tables)
+    figures = read_tables(tables)
     ids: list[NDArray[np.int64]] = []
     cost_ms: list[float] = []
     for where, line in _lines(costs):
@@ -118,16 +118,16 @@ def read_comms_costs(costs: Path) -> CommsCosts:
     return CommsCosts(dims * SAMPLES * FLOAT_BYTES, skew_ms, forward_ms, backward_ms)
 
 
-def mean_uses(reuse: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean uses [T] of a distinct row in a batch, of shares [T, NUM_REUSE_BINS] of rows by their uses.
+def read_tables(path: Path) -> NDArray[np.float64]:
+    """Figures [T, 19] of a pool of tables: rows, pooling factor, reuse bins.
 
-    A bin stands for `planner.cost.features.MEAN_USES`, as it does for the model.
+    Args:
+        path: A CSV file with the columns `TABLE_COLUMNS`, one row a table.
+
+    Raises:
+        CostFileError: It has other columns, a figure that is none, or no tables.
+        OSError: It cannot be read.
     """
-    return np.asarray(reuse @ MEAN_USES)
-
-
-def _read_tables(path: Path) -> NDArray[np.float64]:
-    """Figures [T, 19]: rows, pooling factor, reuse bins."""
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.reader(file)
         header = tuple(next(reader, ()))
@@ -144,6 +144,14 @@ def _read_tables(path: Path) -> NDArray[np.float64]:
     if not rows:
         raise CostFileError(f"{path}: no tables")
     return np.array(rows)
+
+
+def mean_uses(reuse: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean uses [T] of a distinct row in a batch, of shares [T, NUM_REUSE_BINS] of rows by their uses.
+
+    A bin stands for `planner.cost.features.MEAN_USES`, as it does for the model.
+    """
+    return np.asarray(reuse @ MEAN_USES)
 
 
 def _lookups(ids: list[NDArray[np.int64]], figures: NDArray[np.float64]) -> LookupArrays:

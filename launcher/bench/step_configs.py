@@ -58,7 +58,7 @@ def _draw_config(generator: np.random.Generator, seed: int) -> RunConfig:
             data=DataConfig(synthetic=synthetic),
             model=_draw_model(generator),
             optimizer=OptimizerSection(sparse=SparseOptimizerConfig(str(generator.choice(["rowwise_adagrad", "sgd"])))),
-            planner=PlannerSection(str(generator.choice(STRATEGIES)), _draw_constraints(generator, tables)),
+            planner=PlannerSection(str(generator.choice(STRATEGIES)), constraints=_draw_constraints(generator, tables)),
             profile=ProfileSection(enabled=False),
             train=TrainConfig(batch_size, NUM_STEPS, window_steps=NUM_STEPS, checkpoint=False),
         )

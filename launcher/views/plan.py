@@ -1,51 +1,38 @@
 """A plan for people: which rank holds what, and what it is estimated to cost."""
 
 from collections.abc import Iterator, Sequence
-from itertools import groupby
 from typing import Any
 
 import numpy as np
 from rich.table import Table
 
+from launcher.priced_plan import PINNED, PricedPlan
+from launcher.views.plan_words import ABBREVIATIONS, NO_MOVE, move_words, summary
+from launcher.views.rank_bars import render_ranks
+from launcher.views.slowest_rank import render_filling
 from launcher.views.tables import make_table
+from planner.search.move_text import name_ranks
 from planner.search.registry import PlanResult
 from planner.sharding import ShardingType
 from planner.tables import TableSpec
 from planner.text import human_bytes
 from planner.topology import Topology
 
-# Source: style of the field; the long names stand in JSON.
-ABBREVIATIONS = {
-    "data_parallel": "DP",
-    "table_wise": "TW",
-    "column_wise": "CW",
-    "row_wise": "RW",
-    "table_row_wise": "TWRW",
-}
 # The largest tables are shown one by one, the rest as a count; --json has them all.
 MOST_TABLES = 40
-MOST_RANKS = 64
 
 
-def render_plan(planned: PlanResult, tables: Sequence[TableSpec], topology: Topology) -> Iterator[Table | str]:
-    """The plan as a table of ranks, a table of tables and the totals."""
+def render_plan(planned: PricedPlan, tables: Sequence[TableSpec], topology: Topology) -> Iterator[Table | str]:
+    """The plan as a table of tables, bars of the ranks, what fills the slowest, and the totals in words."""
     plan = planned.to_dict()
     distinct_rows = dict(zip(planned.problem.tables, planned.problem.arrays.distinct_rows, strict=True))
     yield make_table("tables", _TABLE_COLUMNS, _table_rows(plan, tables, distinct_rows), left=2)
     if len(tables) > MOST_TABLES:
         yield f"  ... and {len(tables) - MOST_TABLES} smaller tables (--json lists all)"
-    yield make_table(f"ranks of {topology.name}", _RANK_COLUMNS, _rank_rows(plan, topology), left=2)
-    if topology.world_size > MOST_RANKS:
-        yield f"  ... and {topology.world_size - MOST_RANKS} more ranks (--json lists all)"
+    yield from render_ranks(plan, topology)
+    yield render_filling(planned)
     yield summary(plan)
-
-
-def summary(plan: dict[str, Any]) -> str:
-    """Two lines: estimated step, imbalance and distance to the lower bound; strategy and time to plan."""
-    return (
-        f"estimated step {plan['estimated_step_ms']:.2f} ms, imbalance {plan['imbalance']:.2f}, at most "
-        f"{plan['gap']:.0%} above the best plan\nby {plan['strategy']} in {plan['plan_seconds']:.2f} s"
-    )
+    yield from _best_move(planned)
 
 
 def plan_markdown(planned: PlanResult) -> str:
@@ -78,7 +65,6 @@ def gathered_bytes(planned: PlanResult, tables: Sequence[TableSpec]) -> np.ndarr
 
 
 _TABLE_COLUMNS = ("table", "type", "rows", "dim", "pooling", "distinct", "size", "shards", "ranks")
-_RANK_COLUMNS = ("rank", "node", "memory", "free", "shards", "lookup ms", "comms ms", "total ms")
 
 
 def _table_rows(
@@ -102,25 +88,15 @@ def _table_rows(
         )
 
 
-def _rank_rows(plan: dict[str, Any], topology: Topology) -> Iterator[tuple[str, ...]]:
-    for rank in plan["ranks"][:MOST_RANKS]:
-        device = topology.devices[rank["rank"]]
-        yield (
-            str(rank["rank"]),
-            rank["node"][:12],
-            human_bytes(rank["hbm_bytes"]),
-            human_bytes(device.hbm_bytes - device.reserved_bytes - rank["hbm_bytes"]),
-            str(rank["num_shards"]),
-            f"{rank['lookup_ms']:.3f}",
-            f"{rank['comms_ms']:.3f}",
-            f"{rank['total_ms']:.3f}",
-        )
+def _best_move(planned: PricedPlan) -> Iterator[str]:
+    """The best single change where there is one; that there is none is told of a plan that a user pinned."""
+    if planned.is_polished:
+        return
+    if planned.best_move is not None:
+        yield move_words(planned.best_move)
+    elif planned.strategy == PINNED:
+        yield NO_MOVE
 
 
 def _ranks_of(table: dict[str, Any]) -> str:
-    """Ranks as ranges: `0-3,7`."""
-    ranks = sorted({shard["rank"] for shard in table["shards"]})
-    # Within a run of neighbours, rank minus position stays the same.
-    runs = [list(run) for _, run in groupby(enumerate(ranks), key=lambda pair: pair[1] - pair[0])]
-    ends = [(run[0][1], run[-1][1]) for run in runs]
-    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in ends)
+    return name_ranks(shard["rank"] for shard in table["shards"])

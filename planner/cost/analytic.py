@@ -11,6 +11,8 @@ rows), w bytes of a weight. samples is the global batch, or the rank's own where
   for one.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -55,11 +57,12 @@ class AnalyticLookups:
         launch_s = devices.launch_s[ranks] * num_kernels
         return np.asarray((bytes_first / devices.hbm_bytes_per_s[ranks] + launch_s) * MS_PER_S)
 
-    def floors(self, problem: PlanningProblem) -> tuple[LookupFloor, ...]:
-        """The same, with the shortest launch."""
+    def floors(self, problem: PlanningProblem, at: Sequence[NDArray[np.float64]] = ()) -> tuple[LookupFloor, ...]:
+        """The same, with the shortest launch; times are linear, so one floor serves for all loads."""
         rate_ms = MS_PER_S / problem.devices.hbm_bytes_per_s
         launch_bytes = (problem.devices.launch_s.min() * MS_PER_S) / rate_ms.min()
-        return (LookupFloor(np.full(2, launch_bytes), np.eye(2), np.stack([rate_ms, rate_ms])),)
+        floor = LookupFloor(np.full(2, launch_bytes), np.eye(2), np.stack([rate_ms, rate_ms]))
+        return (floor,) * (1 + len(at))
 
 
 class AnalyticDense:

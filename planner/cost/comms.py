@@ -21,6 +21,7 @@ W - 1.
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from math import log
 from typing import Any, Self
 
@@ -89,11 +90,16 @@ class CollectiveCost:
 
     def arrays(self, group_size: int) -> NDArray[np.float64]:
         """Planes [K, 4] for a group of this size: constant, out, in, waiting share."""
-        planes = np.array([tuple(asdict(plane).values()) for plane in self.planes])
+        planes = self._arrays
         if self.collective in RING_COLLECTIVES:
+            planes = planes.copy()
             steps = (group_size - 1) / (self.group_size - 1)
             planes[:, 0] *= np.where(planes[:, 0] > 0, steps, 1.0)
         return planes
+
+    @cached_property
+    def _arrays(self) -> NDArray[np.float64]:
+        return np.array([tuple(asdict(plane).values()) for plane in self.planes])
 
     def scaled(self, factor: float) -> "CollectiveCost":
         """The same on a link that is slower by a factor."""

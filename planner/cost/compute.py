@@ -39,7 +39,7 @@ from planner.lookups import LookupArrays
 HIDDEN, NUM_HINGES = 64, 8
 """Widths: of the shard network, and of the interaction."""
 
-FIRST_LOG_SLOPE, LAST_BEND = -4.0, 6.0
+FIRST_LOG_SLOPE, LAST_BEND = -3.0, 6.0
 """Where slopes start, with a spread to tell hinges apart, and over which loads bends start out evenly spaced."""
 
 MOST_CORRECTION = 2.0
@@ -234,6 +234,7 @@ class ComputeModel:
 
     def _members_ms(self, loads: NDArray[Any], canary_ms: float) -> NDArray[np.float32]:
         num_members = self.network.shape[0]
-        flat = np.ascontiguousarray(loads, dtype=np.float32).reshape(-1, num_members, self.network.num_loads)
+        flat = np.ascontiguousarray(loads, dtype=np.float32)
+        flat = flat.reshape(flat.size // self.num_loads, num_members, self.network.num_loads)
         costs = self.network.cost(torch.from_numpy(flat).transpose(0, 1))
-        return costs.numpy().reshape(num_members, *loads.shape[:-1], -1) * np.float32(canary_ms)
+        return costs.numpy().reshape(num_members, *loads.shape[:-1], costs.shape[-1]) * np.float32(canary_ms)

@@ -137,14 +137,17 @@ class LinearBound:
     """A proof that a phase costs at least so much, linear in loads.
 
     For every plan and phase p: max over ranks of the phase >= constant_ms[p] + of_total[p] . (sum of all
-    loads), and >= constant_ms[p] + of_shard[p] . (loads of any one shard).
+    loads), and >= constant_ms[p] + of_shard[p] . (loads of any shards that are on one rank). And the step is at
+    least step_factor x the sum over phases of what is proven so.
 
     Attributes:
         of_total: float64 [P, K], milliseconds per unit of load, summed over ranks.
-        of_shard: float64 [P, K], milliseconds per unit of load of one shard.
+        of_shard: float64 [P, K], milliseconds per unit of load of one shard, >= 0; of all shards of a rank as well.
         constant_ms: float64 [P].
+        step_factor: At least 1.
     """
 
     of_total: NDArray[np.float64]
     of_shard: NDArray[np.float64]
     constant_ms: NDArray[np.float64]
+    step_factor: float = 1.0

@@ -1,5 +1,6 @@
 """The estimator of a measured cluster: learned lookups, fitted collectives and dense layers, the host's own time."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -58,12 +59,12 @@ class LearnedLookups:
         more = np.multiply.outer(self._base, num_kernels - 1.0)
         return np.asarray((canaries + more) * self.canary_ms[ranks])
 
-    def floors(self, problem: PlanningProblem) -> tuple[LookupFloor, ...]:
-        """Tangents at no loads, and at those of the average rank when tables are whole."""
+    def floors(self, problem: PlanningProblem, at: Sequence[NDArray[np.float64]] = ()) -> tuple[LookupFloor, ...]:
+        """Tangents at no loads, at those of the average rank when tables are whole, and where asked for."""
         whole = whole_tables(problem, ShardingType.TABLE_WISE)
         average = self.shard_loads(problem, whole).sum(axis=0) / problem.topology.world_size
         rate_ms = np.stack([self.canary_ms, self.canary_ms])
-        return tuple(LookupFloor(*self.model.tangent(at), rate_ms) for at in (np.zeros_like(average), average))
+        return tuple(LookupFloor(*self.model.tangent(each), rate_ms) for each in (np.zeros_like(average), average, *at))
 
     @cached_property
     def _base(self) -> NDArray[np.float64]:

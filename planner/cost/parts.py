@@ -1,5 +1,6 @@
 """The parts of a step's cost that can be exchanged: lookups, dense layers and the host's own time."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -49,8 +50,13 @@ class LookupCost(Protocol):
         """
         ...
 
-    def floors(self, problem: PlanningProblem) -> tuple[LookupFloor, ...]:
-        """What these times cannot be below; each holds, the first for a single shard as well as it can."""
+    def floors(self, problem: PlanningProblem, at: Sequence[NDArray[np.float64]] = ()) -> tuple[LookupFloor, ...]:
+        """What these times cannot be below; each holds, the first for a single shard as well as it can.
+
+        Args:
+            problem: What is planned.
+            at: Loads [K] of a rank; as many floors more, each with the slope that times have there.
+        """
         ...
 
 

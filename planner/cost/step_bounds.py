@@ -4,13 +4,15 @@ Proofs, for a rank q with time t_q:
 
 - t_q >= sum over loads k of R_qk L_qk gives, for any weights w_q >= 0 that sum to 1, max t >= sum_q w_q t_q >=
   sum_k (min over q of w_q R_qk) x (total of L_k). Weights in inverse proportion to the ranks' rates are best where
-  all loads have the same rates. And one shard's load is on some rank, so max t >= sum_k (min over q of R_qk) L_k.
+  all loads have the same rates. And shards of one rank with loads L are on some rank, so max t >= sum_k (min over q
+  of R_qk) L_k.
 - Lookups are convex in the loads, so each tangent is a floor. Its constant, if positive, is that of a launch: only
   ranks with loads count in the sums above, and each of them launches, so the smallest may be added. If it is
   negative, the tangent holds for ranks without loads as well, and all count: sum_q w_q rate_q constant.
 - A collective is never below any one of its planes. Where a table may not be replicated there is one collective at
   least in every exchange; where all may be, a plane counts without the latency.
-- A calibrated phase is scale x own time + host time, both >= 0, and host time never falls with shards.
+- A calibrated phase is scale x own time + host time, both >= 0, and host time never falls with shards. Waiting adds
+  its share of the sum of all phases to the step.
 """
 
 from __future__ import annotations
@@ -176,4 +178,5 @@ def _calibrated(estimator: StepEstimator, problem: PlanningProblem, rows: _Rows)
         return LinearBound(rows.of_total, rows.of_shard, rows.constant_ms)
     scale = estimator.host.scale
     constant_ms = scale * rows.constant_ms + estimator.host.least_ms(problem)
-    return LinearBound(scale[:, None] * rows.of_total, scale[:, None] * rows.of_shard, constant_ms)
+    of_total, of_shard = scale[:, None] * rows.of_total, scale[:, None] * rows.of_shard
+    return LinearBound(of_total, of_shard, constant_ms, 1.0 + estimator.host.waiting)

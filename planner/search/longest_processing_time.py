@@ -1,6 +1,6 @@
 """Longest-processing-time: the greedy strategy that goes by estimated cost and considers every option."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.cost.estimator import AdditiveEstimator
+from planner.cost.loads import NUM_TRAFFIC
 from planner.memory import capacity_bytes
 from planner.plan import ShardingPlan
 from planner.problem import PlanningProblem
@@ -15,7 +16,6 @@ from planner.search.placement import (
     Choice,
     SlotPrices,
     Unit,
-    UnitOption,
     build_units,
     choose_option,
     no_room,
@@ -23,6 +23,9 @@ from planner.search.placement import (
     run_passes,
     smallest_bytes,
 )
+
+CHUNK_SLOTS = 1 << 14
+"""Shards that are priced at once."""
 
 Number = TypeVar("Number", np.float64, np.int64)
 
@@ -47,9 +50,8 @@ class LongestProcessingTime:
     def plan(self, problem: PlanningProblem) -> ShardingPlan:
         """The plan of the rule; raises InfeasibleError."""
         units = build_units(problem)
-        loads = {
-            unit.names: price_options(problem, self.estimator, unit.options[:1])[0].loads.sum(axis=0) for unit in units
-        }
+        firsts = price_options(problem, self.estimator, [unit.options[0] for unit in units])
+        loads = {unit.names: price.loads.sum(axis=0) for unit, price in zip(units, firsts, strict=True)}
         per_load = np.max([bound.of_shard.sum(axis=0) for bound in self.estimator.linear_bounds(problem)], axis=0)
         units = tuple(sorted(units, key=lambda unit: -float(loads[unit.names] @ per_load)))
 
@@ -57,18 +59,27 @@ class LongestProcessingTime:
             loads_after = _sums_after(np.array([loads[unit.names] for unit in order]))
             bytes_after = _sums_after(smallest_bytes(problem, order))
             placing = _Placing(problem, self.estimator, num_loads=loads_after.shape[1])
+            priced = _priced(problem, self.estimator, order)
             return [
-                placing.place(unit, loads_after[index], int(bytes_after[index])) for index, unit in enumerate(order)
+                placing.place(unit, prices, loads_after[index], int(bytes_after[index]))
+                for index, (unit, prices) in enumerate(priced)
             ]
 
         return run_passes(problem, units, one_pass)
 
 
-class _Candidate(NamedTuple):
-    """A choice with what it adds to its ranks."""
+class _Candidates(NamedTuple):
+    """C choices with what they add, and the lookups of all ranks afterwards.
 
-    choice: Choice
-    prices: SlotPrices
+    Attributes:
+        choices: One for each type and number of shards.
+        prices: Of each.
+        lookup_ms: float64 [2, C, W].
+    """
+
+    choices: list[Choice]
+    prices: list[SlotPrices]
+    lookup_ms: NDArray[np.float64]
 
 
 class _Placing:
@@ -79,59 +90,96 @@ class _Placing:
         self.estimator = estimator
         self.free_bytes = capacity_bytes(problem)
         self.loads = np.zeros((problem.topology.world_size, num_loads))
+        self.ranks = np.arange(problem.topology.world_size)
+        self.lookup_ms = estimator.lookup_ms(problem, self.loads, self.ranks)
+        kinds = [(device.kind, device.hbm_bytes_per_s) for device in problem.topology.devices]
+        _, self.first_alike, self.kind = np.unique(
+            [kinds.index(kind) for kind in kinds], return_index=True, return_inverse=True
+        )
 
-    def place(self, unit: Unit, loads_after: NDArray[np.float64], bytes_after: int) -> Choice:
+    def place(self, unit: Unit, prices: list[SlotPrices], loads_after: NDArray[np.float64], bytes_after: int) -> Choice:
         """Puts a unit where the predicted step is shortest.
 
         Args:
             unit: The unit.
+            prices: Of the first option of each of its choices.
             loads_after: Loads [K] of the units that come after it.
             bytes_after: The least bytes that they take.
 
         Raises:
             NoRoomError: No option fits.
         """
-        candidates = self._candidates(unit, bytes_after)
-        if not candidates:
+        found = self._candidates(unit, prices, bytes_after)
+        if not found.choices:
             raise no_room(self.problem, unit, self.free_bytes)
-        loads = np.repeat(self.loads[None], len(candidates), axis=0)
-        for after, candidate in zip(loads, candidates, strict=True):
-            after[np.asarray(candidate.choice.ranks)] += candidate.prices.loads
-        best = int(self._levels_ms(loads, loads_after).argmin())
-        self.loads = loads[best]
-        self.free_bytes[np.asarray(candidates[best].choice.ranks)] -= candidates[best].prices.num_bytes
-        return candidates[best].choice
+        loads = np.repeat(self.loads[None], len(found.choices), axis=0)
+        for after, choice, price in zip(loads, found.choices, found.prices, strict=True):
+            after[np.asarray(choice.ranks)] += price.loads
+        best = int(self._levels_ms(loads, found.lookup_ms, loads_after).argmin())
+        self.loads, self.lookup_ms = loads[best], found.lookup_ms[:, best]
+        self.free_bytes[np.asarray(found.choices[best].ranks)] -= found.prices[best].num_bytes
+        return found.choices[best]
 
-    def _candidates(self, unit: Unit, bytes_after: int) -> list[_Candidate]:
+    def _candidates(self, unit: Unit, prices: list[SlotPrices], bytes_after: int) -> _Candidates:
         """One candidate for each type and number of shards that fits now and leaves the bytes to come."""
         firsts = [options[0] for options in unit.choices]
-        prices = price_options(self.problem, self.estimator, firsts)
-        found = []
-        for options, price, key in zip(unit.choices, prices, self._keys_ms(firsts, prices), strict=True):
-            chosen = choose_option(options, price.num_bytes, self.free_bytes, key)
-            if chosen is not None:
-                found.append(_Candidate(Choice(unit, *chosen), price))
+        added = np.array([price.loads[0] if option.is_free else price.loads.mean(axis=0) for option, price in
+                          zip(firsts, prices, strict=True)])  # fmt: skip
+        lookup_ms = self.estimator.lookup_ms(self.problem, self.loads + added[:, None], self.ranks)
+        keys = self._keys_ms(added, lookup_ms, np.array([option.is_free for option in firsts]))
+        chosen = [
+            choose_option(options, price.num_bytes, self.free_bytes, key)
+            for options, price, key in zip(unit.choices, prices, keys, strict=True)
+        ]
         left = int(self.free_bytes.sum()) - bytes_after
-        return [each for each in found if int(each.prices.num_bytes.sum()) <= left] or found[:1]
+        fitting = [at for at, each in enumerate(chosen) if each is not None]
+        kept = [at for at in fitting if int(prices[at].num_bytes.sum()) <= left] or fitting[:1]
+        choices = [Choice(unit, *each) for each in (chosen[at] for at in kept) if each is not None]
+        after_ms = np.repeat(self.lookup_ms[:, None], len(kept), axis=1)
+        for index, (at, choice) in enumerate(zip(kept, choices, strict=True)):
+            ranks = np.asarray(choice.ranks)
+            after_ms[:, index, ranks] = lookup_ms[:, at, ranks]
+        return _Candidates(choices, [prices[at] for at in kept], after_ms)
 
-    def _keys_ms(self, options: Sequence[UnitOption], prices: Sequence[SlotPrices]) -> NDArray[np.float64]:
+    def _keys_ms(
+        self, added: NDArray[np.float64], lookup_ms: NDArray[np.float64], is_free: NDArray[np.bool_]
+    ) -> NDArray[np.float64]:
         """Own work [C, W] by which ranks are chosen: with the shard for free options, without it for others."""
-        none = np.zeros(self.loads.shape[1])
-        added = [price.loads[0] if option.is_free else none for option, price in zip(options, prices, strict=True)]
-        return self._own_ms(self.loads + np.array(added)[:, None])
+        lookup_ms = np.where(is_free[:, None], lookup_ms, self.lookup_ms[:, None])
+        traffic = self.loads[:, :NUM_TRAFFIC] + np.where(is_free[:, None], added[:, :NUM_TRAFFIC], 0.0)[:, None]
+        return np.asarray(self.estimator.join_ms(self.problem, traffic, lookup_ms).sum(axis=-2))
 
-    def _own_ms(self, loads: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Own work [..., W] of ranks with loads [..., W, K]."""
-        return np.asarray(self.estimator.phases_ms(self.problem, loads).sum(axis=-2))
-
-    def _levels_ms(self, loads: NDArray[np.float64], loads_after: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _levels_ms(
+        self, loads: NDArray[np.float64], lookup_ms: NDArray[np.float64], loads_after: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
         """The step [C] that candidate loads [C, W, K] lead to when the rest [K] spreads evenly."""
-        world_size = loads.shape[1]
-        even = (loads.sum(axis=1, keepdims=True) + loads_after) / world_size
-        both = np.concatenate([loads, np.broadcast_to(even, loads.shape)])
-        slowest, level = np.split(self.estimator.phases_ms(self.problem, both), 2)
+        even = (loads.sum(axis=1) + loads_after) / loads.shape[1]
+        even_ms = self.estimator.lookup_ms(self.problem, even[:, None], self.first_alike[None])[..., self.kind]
+        traffic = np.concatenate(
+            [loads[..., :NUM_TRAFFIC], np.broadcast_to(even[:, None, :NUM_TRAFFIC], (*loads.shape[:2], NUM_TRAFFIC))]
+        )
+        both = self.estimator.join_ms(self.problem, traffic, np.concatenate([lookup_ms, even_ms], axis=1))
+        slowest, level = np.split(both, 2)
         step_ms: NDArray[np.float64] = np.maximum(slowest.max(axis=-1), level.mean(axis=-1)).sum(axis=-1)
         return step_ms
+
+
+def _priced(
+    problem: PlanningProblem, estimator: AdditiveEstimator, units: Sequence[Unit]
+) -> Iterator[tuple[Unit, list[SlotPrices]]]:
+    """Units with the prices of their choices, many priced at once, since that takes hardly longer than one."""
+    first = 0
+    while first < len(units):
+        last, num_slots = first, 0
+        while last < len(units) and (last == first or num_slots < CHUNK_SLOTS):
+            num_slots += sum(options[0].num_shards for options in units[last].choices)
+            last += 1
+        chunk = units[first:last]
+        prices = price_options(problem, estimator, [options[0] for unit in chunk for options in unit.choices])
+        for unit in chunk:
+            yield unit, prices[: len(unit.choices)]
+            del prices[: len(unit.choices)]
+        first = last
 
 
 def _sums_after(values: NDArray[Number]) -> NDArray[Number]:

@@ -13,7 +13,7 @@ from planner.errors import InfeasibleError
 from planner.memory import capacity_bytes, replicated_bytes, shard_bytes, whole_table_bytes
 from planner.plan import ShardingPlan, TablePlacement
 from planner.problem import PlanningProblem
-from planner.sharding import ShardingOption, ShardingType
+from planner.sharding import ShardingOption, ShardingType, enumerate_options
 from planner.shards import option_shards
 from planner.text import render_bytes
 
@@ -134,7 +134,9 @@ def build_units(problem: PlanningProblem) -> tuple[Unit, ...]:
 
 
 def _build_unit(problem: PlanningProblem, names: tuple[str, ...]) -> Unit:
-    by_shape = [{option.shape: option for option in problem.options(name)} for name in names]
+    by_shape = [
+        {option.shape: option for option in _options(problem, name, unit_ranks(problem, names))} for name in names
+    ]
     common = [shape for shape in by_shape[0] if all(shape in shapes for shapes in by_shape)]
     if not common:
         unit = Unit(names, ())
@@ -148,6 +150,21 @@ def _build_unit(problem: PlanningProblem, names: tuple[str, ...]) -> Unit:
         names,
         tuple(sorted(options, key=lambda each: (SPLIT_ORDER.index(each.sharding_type), each.num_shards))),
     )
+
+
+def unit_ranks(problem: PlanningProblem, names: Sequence[str]) -> tuple[int, ...]:
+    """The ranks that all of some tables may use, ascending."""
+    rules = [problem.rules[name].ranks for name in names]
+    confined = [frozenset(ranks) for ranks in rules if ranks is not None]
+    return tuple(sorted(frozenset.intersection(*confined))) if confined else problem.topology.ranks
+
+
+def _options(problem: PlanningProblem, name: str, ranks: tuple[int, ...]) -> tuple[ShardingOption, ...]:
+    """The options of a table on some ranks; none where there are none."""
+    if not ranks:
+        return ()
+    optimizer, rule = problem.workload.optimizer, problem.rules[name]
+    return enumerate_options(problem.tables[name], problem.topology, optimizer, ranks, rule.sharding_types)
 
 
 def price_options(

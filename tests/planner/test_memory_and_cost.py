@@ -8,13 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from planner.check import check
 from planner.cost.analytic import AnalyticEstimator
-from planner.memory import rank_bytes, replicated_bytes
+from planner.errors import PlanningError
+from planner.memory import may_fit, rank_bytes, replicated_bytes, whole_table_bytes
 from planner.plan import ShardingPlan, TablePlacement
 from planner.problem import PlanningProblem
 from planner.search.registry import make_plan
 from planner.sharding import ShardingType, enumerate_options
-from planner.tables import OptimizerKind, Workload
+from planner.tables import MemoryCount, OptimizerKind, Workload
 from planner.topology import Topology
 
 ROWS, COLS, POOLING, BATCH = 1000, 16, 3.0, 8
@@ -52,6 +54,30 @@ def test_bytes_of_a_whole_table(
     first, second = rank_bytes(problem, _plan(problem, ShardingType.TABLE_WISE))
     assert first - second == ROWS * COLS * 4 + state_bytes + inputs + outputs
     assert second == replicated_bytes(problem) == inputs // 2 + outputs // 2
+
+
+@pytest.mark.parametrize("sharding_type", ShardingType)
+def test_weights_alone_are_counted_on_demand(
+    make_workload: Callable[..., Workload], make_topology: Callable[..., Topology], sharding_type: ShardingType
+) -> None:
+    """Two devices that just hold the weights pass the check, one byte less does not; counting all never passes."""
+    workload = make_workload((ROWS, 32, POOLING), optimizer=OptimizerKind.SGD, batch_size=BATCH, dense_parameters=1000)
+    num_copies = 2 if sharding_type is ShardingType.DATA_PARALLEL else 1
+    is_whole = sharding_type in (ShardingType.DATA_PARALLEL, ShardingType.TABLE_WISE)
+    most = ROWS * 32 * 4 // (1 if is_whole else 2)
+    problem = PlanningProblem(replace(workload, memory=MemoryCount.WEIGHTS), make_topology(1, 2, hbm_bytes=most))
+    plan = _plan(problem, sharding_type)
+    check(plan, problem)
+    assert sum(rank_bytes(problem, plan)) == num_copies * ROWS * 32 * 4
+    assert whole_table_bytes(problem).tolist() == [ROWS * 32 * 4]
+    for tighter in (
+        replace(problem, topology=make_topology(1, 2, hbm_bytes=most - 1)),
+        replace(problem, workload=workload),
+    ):
+        with pytest.raises(PlanningError) as error:
+            check(plan, tighter)
+        assert error.value.reason == "memory"
+    assert may_fit(problem) and not may_fit(replace(problem, topology=make_topology(1, 2, hbm_bytes=ROWS * 64 - 1)))
 
 
 def test_replicated_table_holds_a_dense_gradient_and_own_batch(

@@ -156,7 +156,7 @@ def test_a_made_plan_is_what_json_says(problem: PlanningProblem) -> None:
     result = make_plan(problem, "size_greedy")
     data = result.to_dict()
     assert set(data) == {
-        "strategy", "estimated_step_ms", "max_rank_ms", "mean_rank_ms", "imbalance", "lower_bound_ms", "gap",
+        "strategy", "winner", "estimated_step_ms", "max_rank_ms", "mean_rank_ms", "imbalance", "lower_bound_ms", "gap",
         "plan_seconds", "ranks", "tables",
     }  # fmt: skip
     assert set(data["ranks"][0]) == {

@@ -7,12 +7,11 @@ from dataclasses import replace
 import pytest
 
 from planner import remedies
-from planner.cost.analytic import AnalyticEstimator
 from planner.errors import InfeasibleError
 from planner.plan import ShardingPlan
 from planner.problem import PlanningProblem, TableConstraint
 from planner.remedies import explain, with_nodes
-from planner.search.registry import STRATEGIES, build_strategy, find_plan, make_plan
+from planner.search.registry import STRATEGIES, SearchSettings, build_strategy, find_plan, make_plan
 from planner.sharding import ShardingType
 from planner.tables import OptimizerKind, Workload
 from planner.topology import Topology
@@ -102,7 +101,7 @@ class _Recorder:
 
     def __init__(self) -> None:
         self.world_sizes: list[int] = []
-        self._strategy = build_strategy("longest_processing_time", AnalyticEstimator())
+        self._strategy = build_strategy("longest_processing_time", SearchSettings())
 
     def plan(self, problem: PlanningProblem) -> ShardingPlan:
         self.world_sizes.append(problem.topology.world_size)

@@ -12,12 +12,13 @@ from planner.cost.estimator import PHASES
 from planner.errors import InfeasibleError, PlanningError
 from planner.memory import rank_bytes
 from planner.problem import PlanningProblem, TableConstraint
-from planner.search.registry import STRATEGIES, appraise, find_plan, make_plan
+from planner.search.registry import STRATEGIES, SearchSettings, appraise, find_plan, make_plan
 from planner.sharding import ShardingType
 from planner.tables import OptimizerKind, Workload
 from planner.topology import Topology
 
-OWN = [name for name in STRATEGIES if name != "torchrec"]
+OWN = [name for name in STRATEGIES if name not in ("torchrec", "neuroshard")]
+QUICK = SearchSettings(budget_s=0.5)
 MIB = 1 << 20
 
 
@@ -27,14 +28,16 @@ def test_every_strategy_plans_on_nodes_of_unequal_size(
 ) -> None:
     workload = make_workload((100_000, 4, 1.0), *[(1000, 32, 2.0)] * 6, batch_size=16)
     problem = PlanningProblem(workload, make_topology(2, 2, num_ranks=3, hbm_bytes=1_600_000))
-    assert make_plan(problem, name).plan.tables[0].sharding_type is ShardingType.ROW_WISE
+    assert make_plan(problem, name, QUICK).plan.tables[0].sharding_type is ShardingType.ROW_WISE
 
 
 class _SlowAllReduce(AnalyticEstimator):
     """An estimator of a cluster whose all-reduce is a million times slower."""
 
-    def phases_ms(self, problem: PlanningProblem, loads: NDArray[np.float64]) -> NDArray[np.float64]:
-        phases_ms = super().phases_ms(problem, loads)
+    def join_ms(
+        self, problem: PlanningProblem, traffic: NDArray[np.float64], lookup_ms: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        phases_ms = super().join_ms(problem, traffic, lookup_ms)
         phases_ms[..., PHASES.index("all_reduce"), :] *= 1e6
         return phases_ms
 
@@ -44,7 +47,7 @@ def test_longest_processing_time_searches_with_the_estimator_it_is_given(
 ) -> None:
     problem = PlanningProblem(make_workload(*[(4, 128, 50.0)] * 3, batch_size=4096), make_topology(2, 1))
     usual = make_plan(problem, "longest_processing_time")
-    slow = make_plan(problem, "longest_processing_time", _SlowAllReduce())
+    slow = make_plan(problem, "longest_processing_time", SearchSettings(_SlowAllReduce()))
     assert ShardingType.DATA_PARALLEL in {table.sharding_type for table in usual.plan.tables}
     assert ShardingType.DATA_PARALLEL not in {table.sharding_type for table in slow.plan.tables}
     assert slow.cost.step_ms < appraise(problem, usual.plan, "usual", estimator=_SlowAllReduce()).cost.step_ms
@@ -61,7 +64,7 @@ def test_constraints_are_kept(
     )
     workload = make_workload(*[(1000 * (index + 1), 32, 2.0 + index) for index in range(8)])
     problem = PlanningProblem(workload, make_topology(2, 2), constraints)
-    placed = {table.name: table for table in make_plan(problem, name).plan.tables}
+    placed = {table.name: table for table in make_plan(problem, name, QUICK).plan.tables}
     assert set(placed["table_0"].ranks) == {3}
     assert placed["table_1"].sharding_type is ShardingType.ROW_WISE
     assert len({(placed[f"table_{index}"].ranks, placed[f"table_{index}"].sharding_type) for index in (2, 3, 4)}) == 1
@@ -73,7 +76,7 @@ def test_a_table_that_fits_on_no_rank_is_split(
 ) -> None:
     workload = make_workload((100_000, 64, 1.0), (100, 16, 1.0), batch_size=16)
     problem = PlanningProblem(workload, make_topology(1, 4, hbm_bytes=16 * MIB))
-    plan = make_plan(problem, name).plan
+    plan = make_plan(problem, name, QUICK).plan
     assert len(plan.tables[0].shards) > 1
     assert max(rank_bytes(problem, plan)) <= 16 * MIB
 

@@ -9,11 +9,12 @@ import torch
 from torchrec.distributed.planner.enumerators import calculate_shard_sizes_and_offsets
 
 from planner.errors import InfeasibleError, PlanningError
+from planner.memory import rank_bytes
 from planner.plan import ShardingPlan, TablePlacement
 from planner.problem import PlanningProblem, TableConstraint
 from planner.search.registry import make_plan
 from planner.sharding import ShardingType, enumerate_options, row_blocks
-from planner.tables import OptimizerKind, TableSpec, Workload
+from planner.tables import MemoryCount, OptimizerKind, TableSpec, Workload
 from planner.topology import Topology, load_topology
 from planner.torchrec_bridge import from_torchrec, module_name, table_name, to_torchrec
 
@@ -116,6 +117,22 @@ def test_torchrec_without_room_is_infeasible(
     with pytest.raises(InfeasibleError):
         make_plan(problem, "torchrec")
     make_plan(replace(problem, topology=make_topology(1, 2, hbm_bytes=1 << 30)), "torchrec")
+
+
+@pytest.mark.parametrize("memory", MemoryCount)
+def test_torchrec_counts_memory_as_the_check_does(
+    make_workload: Callable[..., Workload], make_topology: Callable[..., Topology], memory: MemoryCount
+) -> None:
+    """Four tables on four devices that hold one each, to the byte."""
+    whole = (TableConstraint(("*",), sharding_types=(ShardingType.TABLE_WISE,)),)
+    workload = replace(make_workload(*[(50_000, 16, 40.0)] * 4, batch_size=512), memory=memory)
+    roomy = PlanningProblem(workload, make_topology(1, 4), whole)
+    spread = make_plan(roomy, "longest_processing_time").plan
+    hbm_bytes = max(rank_bytes(roomy, spread))
+    found = make_plan(replace(roomy, topology=make_topology(1, 4, hbm_bytes=hbm_bytes)), "torchrec").plan
+    assert sorted(rank for table in found.tables for rank in table.ranks) == [0, 1, 2, 3]
+    with pytest.raises(InfeasibleError):
+        make_plan(replace(roomy, topology=make_topology(1, 4, hbm_bytes=hbm_bytes - 1)), "torchrec")
 
 
 def test_names_that_modules_forbid_come_back_whole() -> None:

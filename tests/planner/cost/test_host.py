@@ -13,7 +13,7 @@ from planner.cost.host_fit import PHASE_TERMS, MeasuredStep, critical_ms, fit_ho
 from planner.errors import PlanningError
 from planner.problem import PlanningProblem
 from planner.search.bound import lower_bound_ms
-from planner.search.registry import find_plan
+from planner.search.registry import SearchSettings, find_plan
 from planner.tables import Workload
 from planner.topology import Topology
 
@@ -70,7 +70,7 @@ def test_the_bound_holds_for_calibrated_plans(problems: list[PlanningProblem]) -
     for problem in problems[:8]:
         bound_ms = lower_bound_ms(problem, estimator)
         for strategy in ("size_greedy", "dim_greedy", "longest_processing_time"):
-            assert find_plan(problem, strategy, estimator).cost.step_ms >= bound_ms > 1.5
+            assert find_plan(problem, strategy, SearchSettings(estimator)).cost.step_ms >= bound_ms > 1.5
 
 
 def test_scaled_and_stored_costs(problems: list[PlanningProblem]) -> None:

@@ -12,7 +12,7 @@ from planner.errors import PlanningError
 from planner.problem import PlanningProblem
 from planner.profile import DenseMeasurement, Profile, Timing
 from planner.search.bound import lower_bound_ms
-from planner.search.registry import find_plan
+from planner.search.registry import SearchSettings, find_plan
 from planner.sharding import ShardingType
 from planner.shards import whole_tables
 from planner.tables import OptimizerKind, TableSpec, Workload
@@ -38,7 +38,7 @@ def problem(profile: Profile) -> PlanningProblem:
 def test_plans_are_found_checked_and_bounded(profile: Profile, problem: PlanningProblem) -> None:
     estimator = learn_estimator(profile.topology, profile)
     for strategy in ("longest_processing_time", "size_greedy"):
-        found = find_plan(problem, strategy, estimator)
+        found = find_plan(problem, strategy, SearchSettings(estimator))
         assert 0 < found.lower_bound_ms <= found.cost.step_ms
     assert lower_bound_ms(problem, estimator) > 0
 
@@ -88,7 +88,8 @@ def test_a_second_kernel_costs_a_base(profile: Profile, problem: PlanningProblem
     model = learn_compute(profile)
     lookups = LearnedLookups(model, np.array([2.0, 2.0]))
     loads = lookups.shard_loads(problem, whole_tables(problem, ShardingType.TABLE_WISE)).sum(axis=0)
-    one, two = (lookups.times_ms(problem, np.stack([loads, loads]), np.full(2, count), np.arange(2)) for count in (1, 2))
+    both = np.stack([loads, loads])
+    one, two = (lookups.times_ms(problem, both, np.full(2, count), np.arange(2)) for count in (1, 2))
     assert (two - one)[:, 0] == pytest.approx(2.0 * model.base)
 
 

@@ -1,0 +1,1 @@
+"""A learned strategy: one small network that places any tables on any devices, and what trains it."""
