@@ -149,7 +149,7 @@ def enumerate_options(
     ]
     options += _row_options(table, topology, frozenset(allowed))
     if len(allowed) == topology.world_size and is_data_parallel_legal(optimizer):
-        options.append(ShardingOption(table, ShardingType.DATA_PARALLEL, topology.world_size, allowed))
+        options.append(ShardingOption(table, ShardingType.DATA_PARALLEL, topology.world_size, topology.ranks))
     return tuple(option for option in options if sharding_types is None or option.sharding_type in sharding_types)
 
 

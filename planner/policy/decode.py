@@ -12,8 +12,9 @@ from planner.errors import InfeasibleError
 from planner.plan import ShardingPlan
 from planner.policy.env import Episodes, Temper
 from planner.policy.network import PolicyNetwork
+from planner.policy.preparation import build_tasks
 from planner.policy.rollout import Outcome, join_outcomes, play, sample
-from planner.policy.tasks import Tasks, build_tasks
+from planner.policy.tasks import Tasks
 from planner.policy.weights_file import SHIPPED, load_policy
 from planner.problem import PlanningProblem
 from planner.search.placement import MAX_PASSES, Unit, check_total, no_room

@@ -1,7 +1,7 @@
 """The placement of tables as a batched decision process, priced by a cost model alone.
 
 B episodes of N tasks run side by side on arrays. State: loads and free memory of every rank. Step t places the t-th
-unit of each task by an option and drawn ranks (`planner.policy.tasks`). Legal are options whose shards find room now
+unit of each task by an option and drawn ranks (`planner.policy.options`). Legal are options whose shards find room now
 and that leave the bytes that the units to come take at least. An episode in which a unit finds no room is dead: it
 places nothing any more. The return of an episode is minus its final step time; nothing is measured.
 
@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.cost.loads import NUM_TRAFFIC
-from planner.policy.tasks import NODE_TYPE, Options, Tasks, phases_if_even_ms
+from planner.policy.options import NODE_TYPE, Options
+from planner.policy.tasks import Tasks
 from planner.problem import PlanningProblem
 
 OWN_WORK_PRICE = 0.1
@@ -83,7 +84,7 @@ class Candidates:
         is_legal: bool [B, O]; none is in a dead episode.
         lookup_ms: float64 [2, B, O, W], forward and backward, of a rank that takes the first shard.
         phases_ms: float64 [B, O, P, W], if every rank took one.
-        even_ms: float64 [B, O, P], phases of the typical rank if all units, this one by the option and those to come
+        even_ms: float64 [B, O, P], phases of `Tasks.even_step` if all units, this one by the option and those to come
             in their cheapest form, spread evenly.
         expected_ms: float64 [B], the step to expect before the decision: phase by phase the slowest rank now, or all
             units, this one in its cheapest form as well, spread evenly.
@@ -235,10 +236,10 @@ class Episodes:
 
     def _even(self, options: Options) -> NDArray[np.float64]:
         """`Candidates.even_ms`."""
-        tasks, estimator = self.tasks, self.tasks.estimator
+        tasks = self.tasks
         others = self.loads.sum(axis=1) + tasks.loads_after[self.task, self.step]
         even = (others[:, None] + options.total_loads) / tasks.world_size
-        return phases_if_even_ms(self.problem, estimator, even, tasks.typical_rank)
+        return tasks.even_step.phases_ms(even)
 
     def _greedy(
         self, options: Options, may_draw: NDArray[np.bool_], key: NDArray[np.float64]

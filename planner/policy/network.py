@@ -31,7 +31,7 @@ from planner.policy.observation import (
     PAIR_FEATURES,
     Observation,
 )
-from planner.policy.tasks import SHARD_FEATURES, TABLE_FEATURES
+from planner.policy.task_features import SHARD_FEATURES, TABLE_FEATURES
 
 WIDTH, PAIR_WIDTH, SHARD_WIDTH = 64, 32, 16
 """Widths of hidden layers, of those of the many pairs, and of a shard's embedding."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from planner.cost.estimator import LOOKUP_PHASES, PHASES
 from planner.cost.loads import NUM_TRAFFIC, Load
 from planner.policy.env import Candidates, Episodes
-from planner.policy.tasks import EXCHANGES
+from planner.policy.even_step import EXCHANGES
 from planner.sharding import TYPE_ORDER
 
 PAIR_FEATURES = (

@@ -20,7 +20,8 @@ from planner.cost.step import StepEstimator
 from planner.errors import PlanningError
 from planner.memory import replicated_bytes
 from planner.occupancy import REUSE_EDGES
-from planner.policy.tasks import Tasks, build_tasks
+from planner.policy.preparation import build_tasks
+from planner.policy.tasks import Tasks
 from planner.problem import PlanningProblem
 from planner.search.placement import build_units, smallest_bytes
 from planner.tables import MemoryCount, OptimizerKind, TableSpec, Workload

@@ -12,7 +12,7 @@ import torch
 
 from planner.errors import PlanningError
 from planner.policy.network import FEATURES, Blindness, PolicyNetwork
-from planner.policy.tasks import SHARD_FEATURES
+from planner.policy.task_features import SHARD_FEATURES
 
 SHIPPED = Path(__file__).parent / "weights" / "policy.npz"
 """The weights that ship with the package."""

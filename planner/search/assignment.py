@@ -70,10 +70,9 @@ class Assignment:
 
     def place(self, unit: int, form: int, granules: NDArray[np.int64]) -> None:
         """Gives a unit another form, with granules [W] if it is free; sums follow."""
-        catalogue = self.catalogue
-        rows = catalogue.rows(unit, granules) if form == Form.FREE else catalogue.fixed_rows(unit, form)
+        rows = self.catalogue.form_rows(unit, form, granules)
         at = np.flatnonzero(rows != self.rows[unit])
-        prices, old, new = catalogue.prices, self.rows[unit, at], rows[at]
+        prices, old, new = self.catalogue.prices, self.rows[unit, at], rows[at]
         self.loads[at] += prices.loads[new] - prices.loads[old]
         self.free_bytes[at] -= prices.num_bytes[new] - prices.num_bytes[old]
         self.form[unit], self.granules[unit], self.rows[unit] = form, granules, rows

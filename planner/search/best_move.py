@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from planner.check import check
 from planner.cost.estimator import AdditiveEstimator
-from planner.cost.loads import NUM_TRAFFIC
 from planner.memory import shard_bytes
 from planner.plan import ShardingPlan, TablePlacement
 from planner.problem import PlanningProblem
@@ -134,11 +133,7 @@ class _Board:
 
     def price(self, loads: NDArray[np.float64]) -> NDArray[np.float64]:
         """Steps [C] of loads [C, W, K]; only ranks that changed are looked up again."""
-        standing = self.standing
-        lookup_ms = np.repeat(standing.lookup_ms[:, None], len(loads), axis=1)
-        changed = (loads != standing.loads).any(axis=-1)
-        lookup_ms[:, changed] = standing.estimator.lookup_ms(standing.problem, loads[changed], np.nonzero(changed)[1])
-        return step_ms(standing.estimator.join_ms(standing.problem, loads[..., :NUM_TRAFFIC], lookup_ms))
+        return step_ms(self.standing.phases_of(loads))
 
     def batches(self, num_changes: int) -> Iterator[slice]:
         """Slices of so many changes that are priced at a time."""
@@ -265,11 +260,7 @@ def _as_listed(board: _Board, unit: int) -> Iterator[FormChange]:
 def _after(board: _Board, changes: Sequence[FormChange]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Loads [C, W, K] and free bytes [C, W] after each change."""
     catalogue, prices, standing = board.catalogue, board.catalogue.prices, board.standing
-    rows = [
-        catalogue.rows(each.unit, each.granules) if each.form == Form.FREE
-        else catalogue.fixed_rows(each.unit, each.form)
-        for each in changes
-    ]  # fmt: skip
+    rows = np.stack([catalogue.form_rows(*each) for each in changes])
     before = board.assignment.rows[[each.unit for each in changes]]
     loads = standing.loads + prices.loads[rows] - prices.loads[before]
     free_bytes = standing.free_bytes - prices.num_bytes[rows] + prices.num_bytes[before]

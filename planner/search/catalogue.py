@@ -24,7 +24,7 @@ from planner.memory import shard_bytes
 from planner.problem import PlanningProblem
 from planner.search.placement import Unit, UnitOption, unit_ranks
 from planner.sharding import FREE_TYPES, ShardingType
-from planner.shards import TYPE_CODE, ShardArrays, option_shards
+from planner.shards import TYPE_CODE, ShardArrays
 from planner.tables import DIM_MULTIPLE
 
 NOTHING = 0
@@ -105,6 +105,10 @@ class Catalogue:
         rows[ranks[-1]] = last
         return rows
 
+    def form_rows(self, unit: int, form: int, granules: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Rows [W] of a unit in any form, with granules [W] if it is free."""
+        return self.rows(unit, granules) if form == Form.FREE else self.fixed_rows(unit, form)
+
     def fixed_forms(self, unit: int) -> list[int]:
         """The forms on given ranks that a unit may take."""
         return [int(form) for form in np.flatnonzero(self.fixed[unit, :, 0] != NOTHING)]
@@ -180,16 +184,24 @@ class _Listing:
 
     def add_blocks(self, option: UnitOption) -> tuple[int, int]:
         """Lists the first and the last shard of each table; gives the rows of both."""
-        shards = option_shards(self.problem, option.parts)
-        at = np.arange(len(option.parts)) * option.num_shards
-        block, last = self.num_rows, self.num_rows + 1
-        for row, where in ((block, at), (last, at + option.num_shards - 1)):
+        is_cut = option.sharding_type is not ShardingType.DATA_PARALLEL
+        tables = [part.table for part in option.parts]
+        num_rows = np.array([table.num_embeddings for table in tables], dtype=np.float64)
+        block = np.ceil(num_rows / option.num_shards) if is_cut else num_rows
+        last = num_rows - block * (option.num_shards - 1) if is_cut else num_rows
+        for row, rank, rows_held in ((self.num_rows, 0, block), (self.num_rows + 1, -1, last)):
             self._add(
-                np.full(len(at), row),
-                ShardArrays(*(values[where] for values in vars(shards).values())),
+                np.full(len(tables), row),
+                ShardArrays(
+                    table=np.array([self.problem.index_of[table.name] for table in tables], dtype=np.int64),
+                    rank=np.full(len(tables), option.ranks[rank]),
+                    type_code=np.full(len(tables), TYPE_CODE[option.sharding_type]),
+                    num_rows=rows_held,
+                    num_cols=np.array([table.embedding_dim for table in tables], dtype=np.float64),
+                ),
             )
         self.num_rows += 2
-        return block, last
+        return self.num_rows - 2, self.num_rows - 1
 
     def price(self, estimator: AdditiveEstimator) -> Prices:
         """The price list."""

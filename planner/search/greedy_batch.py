@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from planner.cost.loads import NUM_TRAFFIC
 from planner.memory import capacity_bytes
 from planner.search.assignment import Assignment
-from planner.search.catalogue import Catalogue, Form
+from planner.search.catalogue import NOTHING, Catalogue, Form
 from planner.search.objective import Rates, step_ms
 
 
@@ -42,6 +42,29 @@ class Forms:
 def joined(parts: Sequence[Forms]) -> Forms:
     """The choices of all parts."""
     return Forms(np.concatenate([part.form for part in parts]), np.concatenate([part.num_cuts for part in parts]))
+
+
+def first_forms(catalogue: Catalogue) -> Forms:
+    """Each unit whole, or in the first form that it may take."""
+    is_free = catalogue.may_be_whole | catalogue.may_cut
+    form = np.where(is_free, Form.FREE, (catalogue.fixed[:, :, 0] != NOTHING).argmax(axis=1))
+    return Forms(form[None], np.ones_like(form)[None])
+
+
+def uniform_forms(catalogue: Catalogue) -> Forms:
+    """All units in one form, as far as they may be: whole, cut as often as they can be, or in one on given ranks.
+
+    Where latencies are what a step is made of, each further type in use costs more than it saves.
+    """
+    first = first_forms(catalogue)
+    most_cuts = np.minimum(catalogue.num_granules, catalogue.may_move.sum(axis=1))
+    most_cuts = np.where(catalogue.may_cut & (first.form[0] == Form.FREE), most_cuts, 1)
+    found = [first, Forms(first.form, most_cuts[None])]
+    for form in range(Form.ROWS, min(catalogue.fixed.shape[1], Form.NODE + 1)):
+        may = catalogue.fixed[:, form, 0] != NOTHING
+        if may.any():
+            found.append(Forms(np.where(may, form, first.form), first.num_cuts))
+    return joined(found)
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +107,14 @@ def own_ms(
     """Milliseconds [...] of lookups and transfers of loads [..., K] on ranks [...], transfers by their rates."""
     lookup_ms = catalogue.estimator.lookup_ms(catalogue.problem, loads, ranks).sum(axis=0)
     return np.asarray(lookup_ms + loads[..., :NUM_TRAFFIC] @ rates.traffic.sum(axis=0))
+
+
+def placed_assignments(catalogue: Catalogue, rates: Rates, forms: Forms) -> list[Assignment]:
+    """The placements of `place_forms` as assignments, in the order of the forms."""
+    placed = place_forms(catalogue, rates, forms)
+    return [
+        Assignment.of_forms(catalogue, forms.form[at].copy(), placed.granules[at].copy()) for at in range(len(forms))
+    ]
 
 
 class _Placing:

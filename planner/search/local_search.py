@@ -20,7 +20,7 @@ from planner.search.moves import (
     swaps,
 )
 from planner.search.objective import TINY_MS, Rates, Standing, feel_rates, step_ms
-from planner.search.price_forms import Options, list_options, marginal_ms
+from planner.search.price_forms import Options, list_options, marginal_phases_ms
 
 LOG_POWERS = (3, 5, 7)
 """p of the smooth step is 8, then 32, then 128: first the whole distribution is evened, then its top."""
@@ -31,7 +31,7 @@ EXPLORE_LOG_POWER = 5
 CONFIRMED = 6
 """Changes that look best and are priced exactly."""
 
-MOST_SCREENED = 160
+MOST_SCREENED = 128
 """Changes that are screened with their lookups priced; of more, those that look best by prices alone."""
 
 MOST_TARGETS, LEAST_TARGETS = 32, 12
@@ -138,7 +138,7 @@ class LocalSearch:
     def _look_around(self, start: Assignment) -> None:
         """Takes rates and prices at a start's loads, for first looks at changes."""
         self._rates = feel_rates(self.catalogue.problem, self.catalogue.estimator, start.loads)
-        self._row_ms = marginal_ms(self.catalogue, self._rates, start.loads.mean(axis=0))
+        self._row_ms = marginal_phases_ms(self.catalogue, self._rates, start.loads.mean(axis=0))
 
     def _kick(self, assignment: Assignment, options: Options) -> None:
         """Gives one or two units another form, one that is not much dearer, on ranks with little to do."""
@@ -242,7 +242,7 @@ class LocalSearch:
         most = max(1, MOST_FORM_UNITS // (1 + self.catalogue.world_size // RANKS_PER_SOURCE))
         if len(units) > most:
             units = self.rng.choice(units, most, replace=False)
-        changes = [each for unit in units for each in self._forms(assignment, int(unit), least_busy)]
+        changes = [each for unit in units for each in form_changes(assignment, int(unit), least_busy, FORM_TARGETS)]
         if not changes:
             return False
         winner = _winner(standing, *self._after(assignment, standing, changes))
@@ -251,20 +251,12 @@ class LocalSearch:
         assignment.place(*changes[winner])
         return True
 
-    def _forms(self, assignment: Assignment, unit: int, least_busy: NDArray[np.int64]) -> list[FormChange]:
-        return form_changes(assignment, unit, least_busy, FORM_TARGETS)
-
     def _after(
         self, assignment: Assignment, standing: Standing, changes: list[FormChange]
     ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """Loads [C, W, K] and free bytes [C, W] after each change."""
-        catalogue, prices = self.catalogue, self.catalogue.prices
-        rows = np.stack(
-            [
-                catalogue.rows(unit, granules) if form == Form.FREE else catalogue.fixed_rows(unit, form)
-                for unit, form, granules in changes
-            ]
-        )
+        prices = self.catalogue.prices
+        rows = np.stack([self.catalogue.form_rows(*change) for change in changes])
         before = assignment.rows[[change.unit for change in changes]]
         loads = standing.loads + prices.loads[rows] - prices.loads[before]
         return loads, standing.free_bytes - prices.num_bytes[rows] + prices.num_bytes[before]

@@ -5,20 +5,18 @@ from collections.abc import Iterable
 from itertools import groupby
 
 from planner.plan import TablePlacement
-from planner.sharding import ShardingType
-
-FREE = (ShardingType.TABLE_WISE, ShardingType.COLUMN_WISE)
+from planner.sharding import FREE_TYPES
 
 
 def describe_change(before: TablePlacement, after: TablePlacement) -> str:
     """What changes, to be read behind the table's name.
 
-    >>> from planner.sharding import Shard
+    >>> from planner.sharding import Shard, ShardingType
     >>> left, right = (TablePlacement("a", ShardingType.TABLE_WISE, (Shard(rank, 0, 9, 0, 8),)) for rank in (1, 0))
     >>> describe_change(left, right)
     'from rank 1 to rank 0'
     """
-    if before.sharding_type in FREE and after.sharding_type in FREE:
+    if before.sharding_type in FREE_TYPES and after.sharding_type in FREE_TYPES:
         return _between_ranks(before, after) or _whole(before, after)
     return _whole(before, after)
 

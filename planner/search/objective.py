@@ -10,12 +10,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.cost.estimator import AdditiveEstimator
+from planner.cost.estimator import LOOKUP_PHASES, PHASES, AdditiveEstimator
 from planner.cost.loads import NUM_TRAFFIC
 from planner.problem import PlanningProblem
 
 TINY_MS = 1e-12
 """Keeps phases that take no time out of divisions."""
+
+LOOKUP_ROWS = [PHASES.index(name) for name in LOOKUP_PHASES]
+"""Rows of phases in which embedding kernels run."""
 
 HOPELESS = 100.0
 """Times the slowest rank beyond which a change is not told from a worse one: its 128th power would be no number."""
@@ -161,41 +164,49 @@ class Standing:
         old = self.phases_ms.T[ranks]
         new = old + np.moveaxis(lookup_ms, 0, -1) @ self.rates.lookup.T
         new += added[..., :NUM_TRAFFIC] @ self.rates.traffic.T
-        top = np.maximum(self.phases_ms.max(axis=-1), TINY_MS)
-        others = raised(self.phases_ms / top[:, None], self.log_power).sum(axis=-1)
-        others = others - raised(old / top, self.log_power).sum(axis=1)
-        # What is left of a sum after its largest parts have been taken away may be below 0 by rounding.
-        times = np.clip(new / top, 0.0, HOPELESS)
-        sums = np.maximum(others, 0.0) + raised(times, self.log_power).sum(axis=1)
-        return self._overflow(ranks, added_bytes), np.asarray((top * _root(sums, self.log_power)).sum(axis=-1))
+        return self._overflow(ranks, added_bytes), self._smooth_after(old, new)
 
     def guess(
         self, ranks: NDArray[np.int64], added_ms: NDArray[np.float64], added_bytes: NDArray[np.int64]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Scores [C] of such changes by prices alone: bytes over memory, and the p-norm of the ranks' own work.
+        """Scores [C] of such changes by prices alone, for a choice of those to screen.
 
         Args:
             ranks: int64 [C, 2].
-            added_ms: float64 [C, 2], by which their work grows, on a rank of average speed.
+            added_ms: float64 [C, 2, P], by which their phases grow, on a rank of average speed.
             added_bytes: int64 [C, 2].
+
+        Returns:
+            Bytes over memory and smooth step.
         """
-        own_ms = self.phases_ms.sum(axis=0)
-        top = max(float(own_ms.max()), TINY_MS)
-        old = own_ms[ranks]
-        new = np.clip((old + added_ms * self.rates.slowness[ranks]) / top, 0.0, HOPELESS)
-        parts = raised(new, self.log_power) - raised(old / top, self.log_power)
-        return self._overflow(ranks, added_bytes), np.asarray(parts.sum(axis=1))
+        old = self.phases_ms.T[ranks]
+        new = old + added_ms
+        new[..., LOOKUP_ROWS] += added_ms[..., LOOKUP_ROWS] * (self.rates.slowness[ranks][..., None] - 1.0)
+        return self._overflow(ranks, added_bytes), self._smooth_after(old, new)
+
+    def _smooth_after(self, old: NDArray[np.float64], new: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Smooth steps [C] when phases [C, 2, P] of two ranks are no longer the old but the new ones."""
+        top = np.maximum(self.phases_ms.max(axis=-1), TINY_MS)
+        others = raised(self.phases_ms / top[:, None], self.log_power).sum(axis=-1)
+        others = others - raised(old / top, self.log_power).sum(axis=1)
+        times = np.clip(new / top, 0.0, HOPELESS)
+        # What is left of a sum after its largest parts have been taken away may be below 0 by rounding.
+        sums = np.maximum(others, 0.0) + raised(times, self.log_power).sum(axis=1)
+        return np.asarray((top * _root(sums, self.log_power)).sum(axis=-1))
 
     def confirm(
         self, loads: NDArray[np.float64], free_bytes: NDArray[np.int64]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Exact scores [C] of loads [C, W, K] and free bytes [C, W]; only ranks that changed are looked up again."""
+        """Exact scores [C] of loads [C, W, K] and free bytes [C, W]."""
+        over = np.maximum(-free_bytes, 0).sum(axis=-1).astype(np.float64)
+        return over, smooth_ms(self.phases_of(loads), self.log_power)
+
+    def phases_of(self, loads: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Phases [C, P, W] of loads [C, W, K]; only ranks that changed are looked up again."""
         lookup_ms = np.repeat(self.lookup_ms[:, None], len(loads), axis=1)
         changed = (loads != self.loads).any(axis=-1)
         lookup_ms[:, changed] = self.estimator.lookup_ms(self.problem, loads[changed], np.nonzero(changed)[1])
-        phases_ms = self.estimator.join_ms(self.problem, loads[..., :NUM_TRAFFIC], lookup_ms)
-        over = np.maximum(-free_bytes, 0).sum(axis=-1).astype(np.float64)
-        return over, smooth_ms(phases_ms, self.log_power)
+        return self.estimator.join_ms(self.problem, loads[..., :NUM_TRAFFIC], lookup_ms)
 
     def _overflow(self, ranks: NDArray[np.int64], added_bytes: NDArray[np.int64]) -> NDArray[np.float64]:
         free = self.free_bytes[ranks]

@@ -20,7 +20,7 @@ from planner.problem import PlanningProblem
 from planner.search.assignment import Assignment
 from planner.search.beam import beam_search
 from planner.search.catalogue import NOTHING, Catalogue, build_catalogue
-from planner.search.greedy_batch import Forms, place_forms
+from planner.search.greedy_batch import Forms, first_forms, placed_assignments, uniform_forms
 from planner.search.heuristics import GreedyRule, dim_score, lookup_score, size_lookup_score, size_score
 from planner.search.local_search import LocalSearch, exact_score
 from planner.search.longest_processing_time import LongestProcessingTime
@@ -59,7 +59,7 @@ MOST_PRICED = 500_000
 """Tables x ranks up to which forms by price are placed for all shares of a level; beyond, for one."""
 
 LEAST_BUDGET_S = 0.1
-"""With less, the first rule's plan is all there is time for."""
+"""With less, the rules' plans are all there is time for."""
 
 MOST_HALVED = 2000
 """Tables x ranks up to which NeuroShard's search takes part: it tries every table's halves, whatever the time."""
@@ -142,22 +142,25 @@ class _Race:
         rules = list(RULES.items())[: None if self._size <= MOST_IN_BEAM else 1]
         self._enter_plans({name: _single(GreedyRule(score)) for name, score in rules}, ends_at)
         if not self.contenders:
-            self._enter("whole", self._whole_tables())
+            # Wherever they are short of the least: a start with a slope.
+            self._enter_forms("whole", first_forms(self.catalogue))
         if self.portfolio.budget_s >= LEAST_BUDGET_S:
             shares = SHARES if self._size <= MOST_PRICED else SHARES[2:3]
             for found in place_by_price(self.catalogue, self.ranked[0].assignment, shares):
                 self._enter("prices", found)
+            if self._size <= MOST_IN_BEAM:
+                self._enter_forms("uniform", uniform_forms(self.catalogue))
+        if self._has_no_rows:
+            # Halving columns is then what there is to do, and this search is made for it.
+            self._enter_plans(self._halving(), np.inf)
         makers = self.portfolio.makers if self._size <= MOST_IN_BEAM else {}
-        if self._size <= MOST_HALVED and not self._is_grouped:
-            # Where rows may not be cut, halving columns is what there is to do, and this search is made for it.
-            must = not (self.catalogue.fixed != NOTHING).any()
-            halves = {"neuroshard": _single(NeuroShardSearch(self.portfolio.estimator))}
-            self._enter_plans(halves, np.inf if must else ends_at)
         self._enter_plans(self._searches() | makers, ends_at)
         if time.monotonic() < ends_at and self._size <= MOST_IN_BEAM:
             starts = [each.assignment for each in self.ranked[:BEAM_STARTS]]
             for found in beam_search(self.catalogue, starts, ends_at):
                 self._enter("beam", found)
+        if not self._has_no_rows:
+            self._enter_plans(self._halving(), ends_at)
 
     def polish(self) -> None:
         """Local search on the best starts."""
@@ -186,6 +189,12 @@ class _Race:
             return {}
         return {"longest_processing_time": _single(LongestProcessingTime(self.portfolio.estimator))}
 
+    def _halving(self) -> dict[str, Maker]:
+        """NeuroShard's search, where the problem is small enough and such as it can express."""
+        if self._size > MOST_HALVED or self._is_grouped:
+            return {}
+        return {"neuroshard": _single(NeuroShardSearch(self.portfolio.estimator))}
+
     def _enter_plans(self, makers: dict[str, Maker], ends_at: float) -> None:
         """The plans of makers that find one before the deadline; the first maker is always asked."""
         for name, maker in makers.items():
@@ -200,23 +209,22 @@ class _Race:
     def _enter(self, name: str, assignment: Assignment) -> None:
         self.contenders.append(Contender(name, assignment, exact_score(assignment)))
 
-    def _whole_tables(self) -> Assignment:
-        """Every table whole or in its first form, wherever it is short of the least: a start with a slope."""
-        catalogue = self.catalogue
-        form = np.array([unit_forms[0] for unit_forms in self._first_forms()])
-        forms = Forms(form[None], np.ones_like(form)[None])
-        loads = np.zeros((catalogue.world_size, catalogue.prices.loads.shape[1]))
+    def _enter_forms(self, name: str, forms: Forms) -> None:
+        """Greedy placements of forms."""
+        empty = np.zeros((self.catalogue.world_size, self.catalogue.prices.loads.shape[1]))
+        loads = self.contenders[0].assignment.loads if self.contenders else empty
         rates = feel_rates(self.problem, self.portfolio.estimator, loads)
-        placed = place_forms(catalogue, rates, forms)
-        return Assignment.of_forms(catalogue, form, placed.granules[0])
-
-    def _first_forms(self) -> list[list[int]]:
-        is_free = self.catalogue.may_be_whole | self.catalogue.may_cut
-        return [[0] if is_free[unit] else self.catalogue.fixed_forms(unit) for unit in range(len(is_free))]
+        for found in placed_assignments(self.catalogue, rates, forms):
+            self._enter(name, found)
 
     @property
     def _size(self) -> int:
         return len(self.catalogue.units) * self.catalogue.world_size
+
+    @property
+    def _has_no_rows(self) -> bool:
+        """Whether no table may be cut by rows or copied."""
+        return not (self.catalogue.fixed != NOTHING).any()
 
     @property
     def _is_grouped(self) -> bool:

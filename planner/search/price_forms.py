@@ -12,10 +12,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.cost.loads import NUM_TRAFFIC
 from planner.memory import capacity_bytes
 from planner.search.assignment import Assignment
 from planner.search.catalogue import NOTHING, Catalogue, Form
-from planner.search.greedy_batch import Forms, own_ms, place_forms
+from planner.search.greedy_batch import Forms, own_ms, placed_assignments
 from planner.search.objective import Rates, feel_rates
 
 SHARES = (1.0, 0.8, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
@@ -49,11 +50,7 @@ class Options(NamedTuple):
 def place_by_price(catalogue: Catalogue, start: Assignment, shares: Sequence[float] = SHARES) -> list[Assignment]:
     """Greedy placements of the forms that prices choose, prices being those at the average rank of a start."""
     rates = feel_rates(catalogue.problem, catalogue.estimator, start.loads)
-    forms = price_forms(catalogue, rates, start.loads.mean(axis=0), shares)
-    placed = place_forms(catalogue, rates, forms)
-    return [
-        Assignment.of_forms(catalogue, forms.form[at].copy(), placed.granules[at].copy()) for at in range(len(forms))
-    ]
+    return placed_assignments(catalogue, rates, price_forms(catalogue, rates, start.loads.mean(axis=0), shares))
 
 
 def price_forms(
@@ -92,6 +89,14 @@ def marginal_ms(catalogue: Catalogue, rates: Rates, level: NDArray[np.float64]) 
     ranks = np.zeros(len(added), dtype=np.int64)
     more = own_ms(catalogue, rates, level + added, ranks) - own_ms(catalogue, rates, level[None], ranks[:1])
     return np.asarray(more / rates.slowness[0])
+
+
+def marginal_phases_ms(catalogue: Catalogue, rates: Rates, level: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What each row adds to the phases [R, P] of an average rank that carries loads [K]."""
+    problem, estimator, added = catalogue.problem, catalogue.estimator, catalogue.prices.loads
+    ranks = np.zeros(len(added), dtype=np.int64)
+    more = estimator.lookup_ms(problem, level + added, ranks) - estimator.lookup_ms(problem, level[None], ranks[:1])
+    return np.asarray((more / rates.slowness[0]).T @ rates.lookup.T + added[:, :NUM_TRAFFIC] @ rates.traffic.T)
 
 
 def _columns(

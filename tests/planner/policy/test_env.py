@@ -12,7 +12,8 @@ from planner.cost.analytic import AnalyticEstimator
 from planner.errors import PlanningError
 from planner.memory import capacity_bytes, rank_bytes, replicated_bytes
 from planner.policy.env import Actions, Candidates, Episodes, Temper
-from planner.policy.tasks import build_tasks
+from planner.policy.preparation import build_tasks
+from planner.policy.tasks import Tasks
 from planner.policy.training_tasks import TaskSource
 from planner.problem import PlanningProblem, TableConstraint
 from planner.sharding import ShardingType
@@ -99,3 +100,23 @@ def test_tasks_on_different_devices_are_not_placed_side_by_side(
     fast, slow = (make_topology(per_node=2, speeds=(speed, speed)) for speed in (1e12, 5e11))
     with pytest.raises(PlanningError, match="devices"):
         build_tasks([PlanningProblem(workload, fast), PlanningProblem(workload, slow)], AnalyticEstimator())
+
+
+def test_tasks_of_different_numbers_of_tables_are_not_placed_side_by_side(
+    make_topology: Callable[..., Topology], make_workload: Callable[..., Workload]
+) -> None:
+    one, two = make_workload((100, 16, 1.0)), make_workload((100, 16, 1.0), (100, 16, 1.0))
+    with pytest.raises(PlanningError, match="1 or 2 units") as caught:
+        build_tasks([PlanningProblem(each, make_topology(per_node=2)) for each in (one, two)], AnalyticEstimator())
+    assert caught.value.reason == "strategy"
+
+
+def test_units_that_are_placed_first_take_all_that_is_known_of_them_along(two_tasks: Tasks) -> None:
+    moved = two_tasks.placed_first([4, 2])
+    order = [4, 2, 0, 1, 3, *range(5, two_tasks.num_units)]
+    for task in range(2):
+        assert moved.units[task] == tuple(two_tasks.units[task][index] for index in order)
+    np.testing.assert_array_equal(moved.own_ms, two_tasks.own_ms[:, order])
+    np.testing.assert_array_equal(moved.options.loads, two_tasks.options.loads[:, order])
+    later = two_tasks.least_bytes[:, order][:, ::-1].cumsum(axis=1)[:, ::-1] - two_tasks.least_bytes[:, order]
+    np.testing.assert_array_equal(moved.bytes_after, later)

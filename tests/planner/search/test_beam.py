@@ -12,7 +12,7 @@ from planner.cost.analytic import AnalyticEstimator
 from planner.search.assignment import Assignment
 from planner.search.beam import beam_search
 from planner.search.catalogue import Catalogue, Form, build_catalogue
-from planner.search.greedy_batch import Forms, joined, place_forms
+from planner.search.greedy_batch import first_forms, joined, place_forms, uniform_forms
 from planner.search.local_search import exact_score
 from planner.search.objective import feel_rates
 from planner.search.placement import build_units
@@ -23,14 +23,8 @@ from tests.planner.search.problems import draw_problem, plain_problem
 ESTIMATOR = AnalyticEstimator()
 
 
-def whole_forms(catalogue: Catalogue) -> Forms:
-    is_free = catalogue.may_be_whole | catalogue.may_cut
-    form = np.array([0 if free else catalogue.fixed_forms(unit)[0] for unit, free in enumerate(is_free)])
-    return Forms(form[None], np.ones_like(form)[None])
-
-
 def start_of(catalogue: Catalogue) -> Assignment:
-    forms = whole_forms(catalogue)
+    forms = first_forms(catalogue)
     empty = np.zeros((catalogue.world_size, catalogue.prices.loads.shape[1]))
     placed = place_forms(catalogue, feel_rates(catalogue.problem, ESTIMATOR, empty), forms)
     return Assignment.of_forms(catalogue, forms.form[0], placed.granules[0])
@@ -43,7 +37,7 @@ def test_placements_of_many_forms_are_those_of_each_alone_and_legal(seed: int) -
     catalogue = build_catalogue(problem, ESTIMATOR, build_units(problem))
     start = start_of(catalogue)
     rates = feel_rates(problem, ESTIMATOR, start.loads)
-    forms = joined([whole_forms(catalogue), price_forms(catalogue, rates, start.loads.mean(axis=0))])
+    forms = joined([first_forms(catalogue), price_forms(catalogue, rates, start.loads.mean(axis=0))])
     together = place_forms(catalogue, rates, forms)
     for at in range(len(forms)):
         alone = place_forms(catalogue, rates, forms.take(np.array([at])))
@@ -52,6 +46,17 @@ def test_placements_of_many_forms_are_those_of_each_alone_and_legal(seed: int) -
         assert exact_score(found) == pytest.approx((together.over_bytes[at], together.step_ms[at]))
         if not found.overflow_bytes:
             check(found.to_plan(), problem)
+
+
+def test_uniform_forms_give_every_unit_the_form_that_it_may_take() -> None:
+    problem = draw_problem(0)
+    catalogue = build_catalogue(problem, ESTIMATOR, build_units(problem))
+    forms = uniform_forms(catalogue)
+    by_rows = [index for index, unit in enumerate(catalogue.units) if unit.names == ("table_1",)]
+    assert (forms.form[:, by_rows] == Form.ROWS).all()
+    for form in (Form.FREE, Form.ROWS, Form.COPIES, Form.NODE):
+        may = (catalogue.fixed[:, form, 0] != 0) if form else (catalogue.may_be_whole | catalogue.may_cut)
+        assert (forms.form == np.where(may, form, forms.form[0])).all(axis=1).any()
 
 
 def test_a_beam_finds_cuts_that_are_no_halvings() -> None:
