@@ -16,7 +16,7 @@ from dlrm.optimizers import combine_optimizers
 from dlrm.sharded import shard_model
 from dlrm.shards import BLOCK_ROWS, draw_block, local_shards
 from planner.plan import ShardingPlan, TablePlacement
-from planner.sharding import ShardingOption, ShardingType, enumerate_options
+from planner.sharding import Shard, ShardingOption, ShardingType, enumerate_options
 from planner.tables import OptimizerKind, TableSpec
 from planner.topology import Device, DeviceType, Link, Topology
 from planner.torchrec_bridge import module_name
@@ -33,6 +33,7 @@ MODEL = ModelConfig(embedding_dim=32, dense_arch=[16], over_arch=[16])
 RATES = {"sgd": 5.0, "rowwise_adagrad": 0.05}
 DENSE = DenseOptimizerConfig(kind="sgd", learning_rate=0.1)
 TYPES = tuple(ShardingType)
+UNEVEN: tuple[ShardingType, ...] = ()
 MIXED = (ShardingType.TABLE_ROW_WISE, ShardingType.DATA_PARALLEL, ShardingType.COLUMN_WISE, ShardingType.TABLE_WISE)
 MIXED_ROWS = (ShardingType.TABLE_ROW_WISE, ShardingType.DATA_PARALLEL, ShardingType.ROW_WISE, ShardingType.TABLE_WISE)
 
@@ -45,7 +46,26 @@ def topology(world_size: int, local: int) -> Topology:
     return Topology("test", devices, Link(1e9, 1e-5), Link(1e9, 1e-5))
 
 
+UNEVEN_WIDTHS = {"a": (4, 28), "b": (12, 4), "c": (20, 40, 4), "d": (32,)}
+"""Columns of uneven shards, as searches cut them: two of table c on one rank, one of table d."""
+
+
+def make_uneven_plan(where: Topology) -> ShardingPlan:
+    placements = []
+    for index, table in enumerate(TABLES):
+        widths = np.array(UNEVEN_WIDTHS[table.name])
+        ranks = (index + np.arange(len(widths))) % 2
+        shards = [
+            Shard(int(rank), 0, table.num_embeddings, int(offset), int(width))
+            for rank, offset, width in zip(ranks, np.cumsum(widths) - widths, widths, strict=True)
+        ]
+        placements.append(TablePlacement(table.name, ShardingType.COLUMN_WISE, tuple(shards)))
+    return ShardingPlan(where.world_size, tuple(placements))
+
+
 def make_plan(types: tuple[ShardingType, ...], where: Topology) -> ShardingPlan:
+    if types == UNEVEN:
+        return make_uneven_plan(where)
     placements = []
     for index, (table, kind) in enumerate(zip(TABLES, types, strict=True)):
         options = enumerate_options(table, where, OptimizerKind.SGD, sharding_types=(kind,))
@@ -120,9 +140,10 @@ CASES = {
         **{t.value: (t,) * len(TABLES) for t in TYPES},
         "mixed": MIXED,
         "mixed_rows": MIXED_ROWS,
+        "uneven_columns": UNEVEN,
     }.items()
     # Row-wise Adagrad keeps one accumulator a row and column shard: split columns are another algorithm, by design.
-    if not (kind == "rowwise_adagrad" and ShardingType.COLUMN_WISE in types)
+    if not (kind == "rowwise_adagrad" and (ShardingType.COLUMN_WISE in types or types == UNEVEN))
 }
 
 
