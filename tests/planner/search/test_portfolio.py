@@ -78,3 +78,21 @@ def test_seventeen_thirds_do_not_fit_in_pairs() -> None:
     with pytest.raises(InfeasibleError):
         find_plan(problem, "portfolio", SearchSettings(ESTIMATOR, budget_s=1.0))
     assert np.isfinite(find_plan(plain_problem([(1000, 32, 2.0)] * 3, 3, 130_000), "portfolio").cost.step_ms)
+
+
+def test_small_problems_are_solved_to_the_proven_optimum() -> None:
+    rng = np.random.default_rng(0)
+    num_best = 0
+    for _ in range(12):
+        shapes = [
+            (int(10 ** rng.uniform(2, 5)), int(rng.choice([4, 16, 32, 64])), float(np.exp(rng.uniform(0, 4))))
+            for _ in range(rng.integers(2, 6))
+        ]
+        num_ranks = int(rng.integers(2, 4))
+        total_bytes = sum(rows * cols * 4 for rows, cols, _ in shapes)
+        problem = plain_problem(shapes, num_ranks, int(total_bytes * rng.uniform(0.6, 2.0)) // num_ranks * 2)
+        exact = find_plan(problem, "exact", SearchSettings(ESTIMATOR, 60.0))
+        found = find_plan(problem, "portfolio", SearchSettings(ESTIMATOR, 3.0))
+        assert exact.lower_bound_ms <= min(exact.cost.step_ms, found.cost.step_ms) * (1 + 1e-9)
+        num_best += found.cost.step_ms <= exact.cost.step_ms * (1 + 1e-4)
+    assert num_best >= 11
