@@ -235,12 +235,13 @@ def _bar(console: Console, name: str) -> Iterator[ShowProgress]:
 
 
 class _PlainProgress:
-    """One line whenever the text changes."""
+    """One line whenever the text changes, and for each tenth of the time."""
 
     def __init__(self, console: Console, name: str) -> None:
-        self._console, self._name, self._text = console, name, ""
+        self._console, self._name = console, name
+        self._told = ("", 0)
 
     def __call__(self, share: float, text: str) -> None:
-        if text != self._text:
-            self._text = text
+        if (text, int(10 * share)) != self._told:
+            self._told = text, int(10 * share)
             self._console.print(f"{self._name}, {share:.0%}: {text}", soft_wrap=True)
