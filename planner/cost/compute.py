@@ -19,12 +19,10 @@ section 3, for its use on tables; Amos et al. 2017, Input Convex Neural Networks
 the signs of weights.
 """
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -35,6 +33,7 @@ from torch import Tensor, nn
 from planner.cost.features import WORK_TERMS, shard_features, work_terms
 from planner.errors import PlanningError
 from planner.lookups import LookupArrays
+from planner.weights_file import NETWORK, UNREADABLE, read_weights, save_weights
 
 HIDDEN, NUM_HINGES = 64, 8
 """Widths: of the shard network, and of the interaction."""
@@ -205,28 +204,24 @@ class ComputeModel:
 
     def save(self, path: Path) -> None:
         """Write the weights as an npz of plain arrays, beside and renamed."""
-        arrays = {f"network.{name}": tensor.numpy() for name, tensor in self.network.state_dict().items()}
+        arrays = {f"{NETWORK}{name}": tensor.numpy() for name, tensor in self.network.state_dict().items()}
         about = {"format": FORMAT, "shape": self.network.shape, "outputs": self.outputs, "card": self.card}
-        beside = path.with_name(f".{path.name}.partial")
-        with beside.open("wb") as file:
-            np.savez(file, about=np.array(json.dumps(about)), mean=self.mean, scale=self.scale, **arrays)
-        beside.rename(path)
+        save_weights(path, about, arrays | {"mean": self.mean, "scale": self.scale})
 
     @classmethod
     def load(cls, path: Path) -> "ComputeModel":
         """The model of a file that `save` wrote; raises PlanningError (reason `weights`) for any other."""
         try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = dict(file)
-            about = json.loads(str(arrays.pop("about")))
-            if about["format"] != FORMAT:
-                raise ValueError(f"format {about['format']}, expected {FORMAT}")
+            about, arrays = read_weights(path, FORMAT)
             network = LookupNetwork(*about["shape"])
-            prefix = "network."
-            weights = {key[len(prefix) :]: torch.from_numpy(arrays[key]) for key in arrays if key.startswith(prefix)}
+            weights = {
+                name.removeprefix(NETWORK): torch.from_numpy(array)
+                for name, array in arrays.items()
+                if name.startswith(NETWORK)
+            }
             network.load_state_dict(weights)
             return cls(network, arrays["mean"], arrays["scale"], tuple(about["outputs"]), about["card"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, EOFError, BadZipFile) as error:
+        except UNREADABLE as error:
             raise PlanningError(
                 f"cost weights {path}: cannot be read: {error}; make them with `shardwright pretrain cost`",
                 reason="weights",

@@ -85,23 +85,7 @@ GLOBAL_FEATURES = (
 """Of the whole state: size of the task, how far it is, how tight."""
 
 COST_COLUMNS = {
-    "pair": (
-        "lookup_after",
-        "lookup_above_slowest",
-        "lookup_added",
-        "transfer_after",
-        "transfer_above_slowest",
-        "transfer_added",
-        "own_above_busiest",
-        "own_above_level",
-        "own_above_least",
-        "level_above_least",
-        "level_above_expected",
-        "own_by_table",
-        "level_by_table",
-        "order",
-        "is_greedy",
-    ),
+    "pair": PAIR_FEATURES[: PAIR_FEATURES.index("bytes_over_free")],
     "option": (
         "level_above_best",
         "level_by_table",

@@ -7,7 +7,6 @@ a unit (`planner.policy.options`), W ranks, K loads of a shard, P phases of a st
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +16,7 @@ from planner.plan import ShardingPlan
 from planner.policy.even_step import EvenStep
 from planner.policy.options import Options
 from planner.problem import PlanningProblem
-from planner.search.placement import Choice, Unit, UnitOption, build_plan
-
-Number = TypeVar("Number", np.float64, np.int64)
+from planner.search.placement import Choice, Unit, UnitOption, build_plan, sums_after
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,13 +71,13 @@ class Tasks:
     @cached_property
     def bytes_after(self) -> NDArray[np.int64]:
         """The least bytes [N, T] of the units that come later."""
-        return sums_after(self.least_bytes)
+        return sums_after(self.least_bytes, axis=1)
 
     @cached_property
     def loads_after(self) -> NDArray[np.float64]:
         """What the units that come later add in their cheapest form, [N, T, K]."""
         each = np.take_along_axis(self.options.total_loads, self.cheapest[..., None, None], axis=2)
-        return sums_after(each[:, :, 0])
+        return sums_after(each[:, :, 0], axis=1)
 
     @cached_property
     def node_first(self) -> NDArray[np.int64]:
@@ -121,15 +118,6 @@ class Tasks:
         steps = zip(self.units[task], options.tolist(), counts.tolist(), draws.tolist(), strict=True)
         choices = [_choice(unit, unit.choices[option], ranks[:count]) for unit, option, count, ranks in steps]
         return build_plan(self.problems[task], choices)
-
-
-def sums_after(values: NDArray[Number]) -> NDArray[Number]:
-    """At each position the sum of all entries behind it along the second axis.
-
-    >>> sums_after(np.array([[1, 2, 4]])).tolist()
-    [[6, 4, 0]]
-    """
-    return np.asarray(np.cumsum(values[:, ::-1], axis=1)[:, ::-1] - values)
 
 
 def _choice(unit: Unit, group: Sequence[UnitOption], drawn: Sequence[int]) -> Choice:

@@ -1,18 +1,16 @@
 """Trained policies as files: an npz of plain arrays with the card of what they were trained on."""
 
-import json
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
-import numpy as np
 import torch
 
 from planner.errors import PlanningError
 from planner.policy.network import FEATURES, Blindness, PolicyNetwork
 from planner.policy.task_features import SHARD_FEATURES
+from planner.weights_file import NETWORK, UNREADABLE, read_weights, save_weights
 
 SHIPPED = Path(__file__).parent / "weights" / "policy.npz"
 """The weights that ship with the package."""
@@ -37,30 +35,23 @@ class TrainedPolicy:
 
     def save(self, path: Path) -> None:
         """Writes the weights, beside and renamed."""
-        arrays = {f"network.{name}": tensor.numpy() for name, tensor in self.network.state_dict().items()}
+        arrays = {f"{NETWORK}{name}": tensor.numpy() for name, tensor in self.network.state_dict().items()}
         about = {"format": FORMAT, "columns": _columns(), "blindness": asdict(self.blindness), "card": self.card}
-        beside = path.with_name(f".{path.name}.partial")
-        with beside.open("wb") as file:
-            np.savez(file, about=np.array(json.dumps(about)), **arrays)
-        beside.rename(path)
+        save_weights(path, about, arrays)
 
     @classmethod
     def load(cls, path: Path) -> "TrainedPolicy":
         """The policy of a file that `save` wrote; raises PlanningError (reason `weights`) for any other."""
         try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = dict(file)
-            about = json.loads(str(arrays.pop("about")))
-            if about["format"] != FORMAT:
-                raise ValueError(f"format {about['format']}, expected {FORMAT}")
+            about, arrays = read_weights(path, FORMAT)
             if about["columns"] != _columns():
                 raise ValueError("it was trained on other features than this version has")
             blindness = Blindness(**about["blindness"])
             network = PolicyNetwork(blindness)
-            weights = {name.removeprefix("network."): torch.from_numpy(array) for name, array in arrays.items()}
+            weights = {name.removeprefix(NETWORK): torch.from_numpy(array) for name, array in arrays.items()}
             network.load_state_dict(weights)
             return cls(network, blindness, about["card"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, EOFError, BadZipFile) as error:
+        except UNREADABLE as error:
             raise PlanningError(
                 f"policy weights {path}: cannot be read: {error}; make them with `shardwright pretrain policy`",
                 reason="weights",

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,12 +22,11 @@ from planner.search.placement import (
     price_options,
     run_passes,
     smallest_bytes,
+    sums_after,
 )
 
 CHUNK_SLOTS = 1 << 14
 """Shards that are priced at once."""
-
-Number = TypeVar("Number", np.float64, np.int64)
 
 
 @dataclass(frozen=True)
@@ -56,8 +55,8 @@ class LongestProcessingTime:
         units = tuple(sorted(units, key=lambda unit: -float(loads[unit.names] @ per_load)))
 
         def one_pass(order: Sequence[Unit]) -> list[Choice]:
-            loads_after = _sums_after(np.array([loads[unit.names] for unit in order]))
-            bytes_after = _sums_after(smallest_bytes(problem, order))
+            loads_after = sums_after(np.array([loads[unit.names] for unit in order]))
+            bytes_after = sums_after(smallest_bytes(problem, order))
             placing = _Placing(problem, self.estimator, num_loads=loads_after.shape[1])
             priced = _priced(problem, self.estimator, order)
             return [
@@ -180,8 +179,3 @@ def _priced(
             yield unit, prices[: len(unit.choices)]
             del prices[: len(unit.choices)]
         first = last
-
-
-def _sums_after(values: NDArray[Number]) -> NDArray[Number]:
-    """At each position the sum of all entries behind it along the first axis."""
-    return np.asarray(np.cumsum(values[::-1], axis=0)[::-1] - values)

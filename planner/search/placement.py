@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,8 @@ from planner.problem import PlanningProblem
 from planner.sharding import ShardingOption, ShardingType, enumerate_options
 from planner.shards import option_shards
 from planner.text import render_bytes
+
+Number = TypeVar("Number", np.float64, np.int64)
 
 SPLIT_ORDER = (
     ShardingType.TABLE_WISE,
@@ -331,3 +333,12 @@ def check_total(problem: PlanningProblem, units: Sequence[Unit]) -> None:
             f"{render_bytes(available)} for them: {render_bytes(needed - available)} missing",
             shortfall_bytes=needed - available,
         )
+
+
+def sums_after(values: NDArray[Number], axis: int = 0) -> NDArray[Number]:
+    """At each position the sum of all entries behind it along an axis.
+
+    >>> sums_after(np.array([1, 2, 4])).tolist()
+    [6, 4, 0]
+    """
+    return np.asarray(np.flip(np.cumsum(np.flip(values, axis), axis=axis), axis) - values)
