@@ -31,7 +31,7 @@ def add_pretraining(commands: Any) -> None:
     parser.set_defaults(command=pretrain_policy)
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder to write to (policy, beside the runs)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of tasks, weights and samples (0)")
-    parser.add_argument("--minutes", type=float, default=15.0, metavar="M", help="of training (15)")
+    parser.add_argument("--minutes", type=_minutes, default=15.0, metavar="M", help="of training (15)")
     parser.add_argument("--tables", type=Path, metavar="CSV", help="draw tables from this pool; makes them up without")
     text = "train policies that are not shown something, so many minutes each, for the card (0: none)"
     parser.add_argument("--ablation-minutes", type=float, default=0.0, metavar="M", help=text)
@@ -205,7 +205,21 @@ def pretrain_policy(options: argparse.Namespace) -> ExitCode:
 def _span(text: str) -> tuple[int, int]:
     """`A:B`, or one number for both."""
     first, _, last = text.partition(":")
-    return int(first), int(last or first)
+    try:
+        return int(first), int(last or first)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected two whole numbers as in 10:59, or one") from error
+
+
+def _minutes(text: str) -> float:
+    """A number above 0."""
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = 0.0
+    if minutes <= 0:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number of minutes above 0")
+    return minutes
 
 
 def _whole_numbers(text: str) -> tuple[int, ...]:

@@ -74,6 +74,8 @@ def test_compare_lists_every_strategy(run: object) -> None:
         (["plan", *MLPERF, *H100, "--strategy", "size_gredy"], 2, "size_greedy"),
         (["plan", *MLPERF, "--topology", "configs/hardware/none.yaml"], 2, "none.yaml"),
         (["report", "/nowhere"], 2, "status.json"),
+        (["pretrain", "policy", "--minutes", "-1"], 2, "above 0"),
+        (["bench", "plans", "--tables", "pool.csv", "--num-tables", "few"], 2, "two whole numbers"),
         (["plan", "data.kind=criteo", "--topology", "configs/hardware/cpu_x2.yaml"], 2, "path"),
     ],
 )  # fmt: skip
