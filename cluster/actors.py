@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cluster.errors import ClusterError
 from cluster.inventory import Inventory
 from cluster.placement import bundle_resources
+from cluster.telemetry import DEFAULT_RING_BYTES
 from cluster.worker import Identity, Seat, Worker
 from planner.topology import DeviceType
 
@@ -38,12 +39,14 @@ class GroupOptions:
         collective_timeout_s: Longest wait of one collective before torch.distributed gives up.
         settle_s: How long `join` looks for the real cause when all it has seen are broken collectives.
         outbox_capacity: Records that a worker keeps for a controller that does not poll.
+        ring_bytes: Room that a worker has for each series of measurements, taken at its declaration.
     """
 
     start_timeout_s: float = 60.0
     collective_timeout_s: float = 120.0
     settle_s: float = 5.0
     outbox_capacity: int = 4096
+    ring_bytes: int = DEFAULT_RING_BYTES
 
 
 def create_actors(inventory: Inventory, options: GroupOptions, placement: PlacementGroup) -> list[Any]:
@@ -61,7 +64,7 @@ def create_actors(inventory: Inventory, options: GroupOptions, placement: Placem
                 num_gpus=resources.get("GPU", 0),
                 runtime_env={"env_vars": KEEP_FREED_MEMORY},
                 scheduling_strategy=PlacementGroupSchedulingStrategy(placement, slot.rank),
-            ).remote(options.outbox_capacity)
+            ).remote(options.outbox_capacity, options.ring_bytes)
         )
     return actors
 

@@ -11,18 +11,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from cluster.telemetry import Block
+
 
 @dataclass(frozen=True)
 class Drained:
-    """What one drain of an outbox gave.
+    """What one drain of a worker's buffers gave.
 
     Attributes:
         records: The records in the order they were put.
         num_dropped: How many older records were lost since the last drain because nobody drained in time.
+        blocks: New rows of the series in the worker's rings; a block counts its own losses.
     """
 
     records: tuple[Any, ...] = ()
     num_dropped: int = 0
+    blocks: tuple[Block, ...] = ()
 
 
 class Outbox:
@@ -32,7 +36,7 @@ class Outbox:
     >>> for step in range(3):
     ...     outbox.put({"step": step})
     >>> outbox.drain()
-    Drained(records=({'step': 1}, {'step': 2}), num_dropped=1)
+    Drained(records=({'step': 1}, {'step': 2}), num_dropped=1, blocks=())
     """
 
     def __init__(self, capacity: int) -> None:
@@ -44,7 +48,7 @@ class Outbox:
         self._lock = threading.Lock()
 
     def put(self, record: Any) -> None:
-        """Appends one record (a dict, numpy arrays: anything that pickles); do not change it afterwards."""
+        """Appends one record, a small dict that pickles (arrays go into the rings); do not change it afterwards."""
         with self._lock:
             self._num_dropped += len(self._records) == self._records.maxlen
             self._records.append(record)

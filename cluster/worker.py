@@ -1,4 +1,4 @@
-"""What runs inside the Ray actor of one rank: its context, the rendezvous, the run, the two mailboxes."""
+"""What runs inside the Ray actor of one rank: its context, the rendezvous, the run, the mailboxes and rings."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from importlib import import_module
 from operator import attrgetter
@@ -17,11 +17,12 @@ from cluster.errors import ClusterError
 from cluster.failures import Outcome, describe_exception
 from cluster.host import find_interface
 from cluster.mailbox import Drained, Inbox, Outbox
+from cluster.telemetry import Rings
 
 
 @dataclass(frozen=True)
 class WorkerContext:
-    """What a function that runs on every rank is told about its place, and its two mailboxes.
+    """What a function that runs on every rank is told about its place, and its ways to talk.
 
     Attributes:
         rank: Place in the job, 0 to world_size - 1; ranks are ordered by node, then device.
@@ -32,6 +33,7 @@ class WorkerContext:
         device: `cpu`, or `cuda:0` (every actor sees its own GPU only).
         outbox: Records for the controller; `put` never blocks.
         inbox: The controller's newest command; `latest` never blocks.
+        rings: Rows of numbers for the controller, in declared series; `append` never waits for it.
     """
 
     rank: int
@@ -42,6 +44,7 @@ class WorkerContext:
     device: str
     outbox: Outbox
     inbox: Inbox
+    rings: Rings
 
 
 @dataclass(frozen=True)
@@ -90,10 +93,11 @@ class Seat:
 class Worker:
     """The actor of one rank: `connect` and `run` use its one main thread, all else its `control` threads."""
 
-    def __init__(self, outbox_capacity: int) -> None:
-        """Makes the mailboxes; the worker knows its rank only once it is connected."""
+    def __init__(self, outbox_capacity: int, ring_bytes: int) -> None:
+        """Makes the mailboxes and rings; the worker knows its rank only once it is connected."""
         self._outbox = Outbox(outbox_capacity)
         self._inbox = Inbox()
+        self._rings = Rings(ring_bytes)
         self._store: Any = None
         self._context: WorkerContext | None = None
         self._num_threads = 1
@@ -151,9 +155,12 @@ class Worker:
             sys.stderr.flush()
             return Outcome(self._context.rank, failure=describe_exception(self._context.rank, exception))
 
-    def poll(self) -> Drained:
-        """Drains the outbox."""
-        return self._outbox.drain()
+    def poll(self, after: Mapping[str, int] | None = None) -> Drained:
+        """Drains the outbox and the rings; of the series in `after`, only rows with higher numbers."""
+        return replace(self._outbox.drain(), blocks=self._rings.drain(after))
+
+    def answer(self) -> None:
+        """Answers, and so tells that this worker is there, however busy its main thread is."""
 
     def post(self, command: Mapping[str, Any]) -> None:
         """Puts a command into the inbox."""
@@ -165,7 +172,7 @@ class Worker:
 
         node_id = ray.get_runtime_context().get_node_id()
         place = (seat.rank, seat.world_size, seat.local_rank, seat.local_world_size)
-        return WorkerContext(*place, node_id, seat.device, self._outbox, self._inbox)
+        return WorkerContext(*place, node_id, seat.device, self._outbox, self._inbox, self._rings)
 
     def _bind_thread(self) -> None:
         """Sets what torch keeps per thread: the number of compute threads and the current GPU."""

@@ -47,6 +47,7 @@ class WorkerGroup:
         self._runs: dict[Any, int] = {}
         self._polls: dict[int, Any] = {}
         self._outcomes: dict[int, Outcome] = {}
+        self._delivered: dict[str, int] = {}  # of each series, the number of the last row that a poll has given
         self._last_command_id = 0
 
     @classmethod
@@ -104,26 +105,36 @@ class WorkerGroup:
         if len(self._outcomes) < len(self._runs):
             raise ClusterError("The worker group is still running: join it first.", reason="busy")
         name = name_function(fn)
-        self._outcomes = {}
+        self._outcomes, self._delivered = {}, {}
         self._runs = {actor.run.remote(name, args): rank for rank, actor in enumerate(self._actors)}
         return tuple(self._runs)
 
     def poll(self, timeout_s: float = 1.0, ranks: Sequence[int] | None = None) -> tuple[Drained, ...]:
-        """Gives what the outboxes of `ranks` (None: of all) held, in that order, without disturbing training.
+        """Gives what outboxes and rings of `ranks` (None: of all) held, in that order, without disturbing training.
 
         A rank that does not answer in time, or is lost, gives an empty `Drained`; a late answer comes with a later
         call, so nothing is lost on the way. It never raises for a lost rank: `join` does.
         """
+        return self._poll(timeout_s, range(self.world_size) if ranks is None else ranks, after=None)
+
+    def poll_survivor(self, timeout_s: float = 1.0) -> Drained:
+        """Gives what the first worker that answers has beyond the rows of all polls since `run`.
+
+        For series that all ranks write alike: where the rank that was polled is lost, another one has its last rows.
+        Records are the rank's own. Where no worker answers in time, or none is left, it gives an empty `Drained`.
+        """
         import ray
 
-        asked = range(self.world_size) if ranks is None else ranks
-        for rank in asked:
-            if rank not in self._polls:
-                self._polls[rank] = control(self._actors[rank].poll).remote()
-        pending = [self._polls[rank] for rank in asked]
-        ready, _ = ray.wait(pending, num_returns=len(pending), timeout=timeout_s)
-        answered = set(ready)
-        return tuple(self._take_poll(rank, answered) for rank in asked)
+        deadline_s = time.monotonic() + timeout_s
+        waiting = {control(actor.answer).remote(): rank for rank, actor in enumerate(self._actors)}
+        while waiting:
+            answered, _ = ray.wait(list(waiting), timeout=max(0.0, deadline_s - time.monotonic()))
+            if not answered:
+                break
+            rank = waiting.pop(answered[0])
+            if _is_answer(answered[0]):
+                return self._poll(max(0.0, deadline_s - time.monotonic()), [rank], after=self._delivered)[0]
+        return Drained()
 
     def post(self, command: Mapping[str, Any]) -> int:
         """Puts the command, with the next id added under `id`, into every inbox; returns that id without waiting.
@@ -168,6 +179,18 @@ class WorkerGroup:
         kill(self._actors)
         unplace(placement)
 
+    def _poll(self, timeout_s: float, ranks: Sequence[int], after: Mapping[str, int] | None) -> tuple[Drained, ...]:
+        """Asks those ranks that have not been asked yet, and gives what came in time."""
+        import ray
+
+        for rank in ranks:
+            if rank not in self._polls:
+                self._polls[rank] = control(self._actors[rank].poll).remote(after)
+        pending = [self._polls[rank] for rank in ranks]
+        ready, _ = ray.wait(pending, num_returns=len(pending), timeout=timeout_s)
+        answered = set(ready)
+        return tuple(self._take_poll(rank, answered) for rank in ranks)
+
     def _take_poll(self, rank: int, answered: set[Any]) -> Drained:
         """Gives the answer of one rank if it is among those that came."""
         import ray
@@ -178,6 +201,7 @@ class WorkerGroup:
             drained: Drained = ray.get(self._polls.pop(rank))
         except ray.exceptions.RayError:  # a lost worker has nothing to give
             return Drained()
+        self._delivered.update((block.name, int(block.steps[-1])) for block in drained.blocks)
         return drained
 
     def _is_decided(self) -> bool:
@@ -228,6 +252,17 @@ class WorkerGroup:
             num_consequences=num_others,
             **where,
         )
+
+
+def _is_answer(reference: Any) -> bool:
+    """Tells whether a call that has ended was answered, not lost with its worker."""
+    import ray
+
+    try:
+        ray.get(reference)
+    except ray.exceptions.RayError:
+        return False
+    return True
 
 
 def _read_outcome(rank: int, reference: Any) -> Outcome:

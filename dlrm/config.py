@@ -1,5 +1,6 @@
 """What a user declares about the model, its optimizers and the training loop; plain dataclasses."""
 
+import re
 from dataclasses import dataclass
 
 from dlrm.options import option
@@ -63,3 +64,41 @@ class TrainConfig:
         True, "save weights, optimizer state and the place in the data at the end, and when stopped"
     )
     seed: int = option(17, "of the first weights, the shuffling and the synthetic draws", at_least=0)
+
+
+@dataclass
+class TelemetryConfig:
+    """Measuring every step."""
+
+    enabled: bool = option(
+        True, "time every phase of every step on every rank; false: only loss and speed, and no imbalance is seen"
+    )
+
+
+@dataclass
+class ProfilerConfig:
+    """Traces of single steps, for Perfetto."""
+
+    steps: str | None = option(None, "FIRST:LAST, steps to trace with torch.profiler; null: none")
+    ranks: list[int] = option([0], "ranks that write a trace", at_least=0, min_items=1)
+
+
+def parse_steps(text: str) -> tuple[int, int]:
+    """First and last step of `FIRST:LAST`, both profiled and counted from 1.
+
+    >>> parse_steps("100:110")
+    (100, 110)
+
+    Raises:
+        ValueError: With the whole message, for anything else.
+    """
+    match = re.fullmatch(r"\s*(\d+)\s*:\s*(\d+)\s*", text)
+    if match is None:
+        raise ValueError(f"profiler.steps: found {text!r}, expected FIRST:LAST, as in 100:110")
+    first, last = int(match[1]), int(match[2])
+    if not 1 <= first <= last:
+        raise ValueError(
+            f"profiler.steps: found {text!r}, expected FIRST:LAST with 1 <= FIRST <= LAST, as in 100:110; steps are "
+            "counted from 1"
+        )
+    return first, last

@@ -1,4 +1,4 @@
-"""The one collective of a window: timings of all ranks, metrics, and agreement on a command."""
+"""What the ranks tell one another between two windows: timings, counts, and agreement on a command."""
 
 from dataclasses import dataclass
 
@@ -6,38 +6,35 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from dlrm.metrics import NUM_STATES
-from dlrm.timing import STEP_COLUMNS
-
-# What every rank tells the others once a window, and of that what records show.
-SHARED_COLUMNS = ("peak_bytes", *STEP_COLUMNS)
-OWN_COLUMNS = ("command_id", "bad_step", *SHARED_COLUMNS)
-COMMAND_ID, BAD_STEP, PEAK_BYTES = range(3)
-TIMINGS = slice(3, None)
+# What every rank says of itself, before its steps and its shards.
+HEAD = ("command_id", "bad_step", "num_steps")
+COMMAND_ID, BAD_STEP, NUM_STEPS = range(len(HEAD))
 
 
-@dataclass(frozen=True)
-class Window:
-    """What all ranks know alike after a window: `own` is `[W, len(OWN_COLUMNS)]`, `metrics` the summed state."""
+@dataclass(frozen=True, eq=False)
+class Gathered:
+    """What all ranks know alike after an exchange.
 
-    own: np.ndarray
-    metrics: torch.Tensor
+    Attributes:
+        head: float64 [W, len(HEAD)].
+        steps: float64 [N, W, C], the steps whose times are known.
+        shards: float64 [W, most shards of a rank, 2], padded.
+    """
 
-    @property
-    def shared(self) -> np.ndarray:
-        """`[W, len(SHARED_COLUMNS)]`: what records show of every rank."""
-        return self.own[:, PEAK_BYTES:]
+    head: np.ndarray
+    steps: np.ndarray
+    shards: np.ndarray
 
     @property
     def agreed_command(self) -> int:
         """The command id that every rank holds, or 0 while they differ or there is none."""
-        ids = self.own[:, COMMAND_ID]
+        ids = self.head[:, COMMAND_ID]
         return int(ids[0]) if (ids == ids[0]).all() else 0
 
     @property
     def first_bad_step(self) -> tuple[int, int] | None:
         """(step, rank) of the first loss that was not finite, if there was one."""
-        steps = self.own[:, BAD_STEP]
+        steps = self.head[:, BAD_STEP]
         bad = np.flatnonzero(steps)
         if not bad.size:
             return None
@@ -46,26 +43,57 @@ class Window:
 
 
 class WindowExchange:
-    """A buffer in which every rank fills its own row; one all-reduce (a sum) completes it.
+    """One all-gather of host memory; buffers are made once, a row of `8 * (3 + window * C + 2 S)` bytes a rank.
 
-    It holds W rows and one state of metrics, 64 KiB and a few bytes a rank.
+    It goes through gloo also where the ranks train on GPUs, so it waits for no device.
     """
 
-    def __init__(self, rank: int, world_size: int, device: torch.device) -> None:
-        self._rank = rank
-        self._shape = (world_size, len(OWN_COLUMNS))
-        self._size = world_size * len(OWN_COLUMNS)
-        self._buffer = torch.zeros(self._size + NUM_STATES, dtype=torch.float64, device=device)
+    def __init__(self, world_size: int, window_steps: int, num_columns: int, num_shards: int) -> None:
+        self._shapes = (window_steps, num_columns), (num_shards, 2)
+        self._ends = np.cumsum([len(HEAD), window_steps * num_columns, 2 * num_shards])
+        self._own = torch.zeros(int(self._ends[-1]), dtype=torch.float64)
+        self._all = torch.zeros(world_size * len(self._own), dtype=torch.float64)
 
-    def share(self, own: np.ndarray, metrics: torch.Tensor) -> Window:
-        """Give every rank all rows and the summed metrics. Collective: all ranks call it at the same step."""
-        rows = self._buffer[: self._size].view(self._shape)
-        rows.zero_()
-        rows[self._rank] = torch.from_numpy(own)
-        self._buffer[self._size :] = metrics
-        dist.all_reduce(self._buffer)
-        result = self._buffer.cpu()
-        return Window(result[: self._size].view(self._shape).numpy().copy(), result[self._size :].clone())
+    def share(self, command_id: int, bad_step: int, steps: np.ndarray, shards: np.ndarray) -> Gathered:
+        """Give every rank all rows: own steps `[N, C]`, no more than a window's, and own shards. Collective."""
+        own = self._own.numpy()
+        own[: len(HEAD)] = command_id, bad_step, len(steps)
+        own[self._ends[0] :][: steps.size] = steps.ravel()
+        own[self._ends[1] :][: shards.size] = shards.ravel()
+        dist.all_gather_into_tensor(self._all, self._own)
+        head, timed, counted = np.split(self._all.numpy().reshape(-1, len(own)), self._ends[:-1], axis=1)
+        world_size = len(head)
+        timed = timed.reshape(world_size, *self._shapes[0])[:, : len(steps)]
+        return Gathered(
+            head.copy(), timed.transpose(1, 0, 2).copy(), counted.reshape(world_size, *self._shapes[1]).copy()
+        )
+
+
+class Mail:
+    """Brings a device's numbers to the host: at once from a CPU, from a GPU with the next call, without waiting.
+
+    The copy goes into page-locked memory behind the device's work; a window later it has arrived.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._is_late = device.type == "cuda"
+        self._sent: tuple[torch.Tensor, torch.cuda.Event] | None = None
+
+    def swap(self, values: torch.Tensor | None) -> torch.Tensor | None:
+        """Post numbers `[n]` (None: no more) and get those that have arrived on the host, if any."""
+        if not self._is_late:
+            return values
+        arrived, self._sent = self._sent, None
+        if values is not None:
+            copy = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            copy.copy_(values, non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+            self._sent = copy, event
+        if arrived is None:
+            return None
+        arrived[1].synchronize()
+        return arrived[0]
 
 
 def agree(value: int, device: torch.device) -> int:

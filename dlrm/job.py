@@ -1,10 +1,18 @@
 """Everything a rank needs to know to train: one frozen object that travels to the workers."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from dlrm.config import DenseOptimizerConfig, ModelConfig, SparseOptimizerConfig, TrainConfig
+from dlrm.config import (
+    DenseOptimizerConfig,
+    ModelConfig,
+    ProfilerConfig,
+    SparseOptimizerConfig,
+    TelemetryConfig,
+    TrainConfig,
+)
 from dlrm.data.config import DataConfig
 from dlrm.data.schema import DataSchema
+from dlrm.injection_config import InjectionConfig
 from planner.plan import ShardingPlan
 from planner.tables import TableSpec
 from planner.topology import Topology
@@ -18,8 +26,8 @@ BATCHES_IN_FLIGHT = {"sparse_dist": 3, "base": 2}
 class TrainJob:
     """What trains (model, data), how (optimizers, train), and where every table lives (plan, topology).
 
-    `checkpoint_folder` is where checkpoints go, `resume` the checkpoint to start from; both absolute paths that
-    every rank can reach.
+    `checkpoint_folder` and `trace_folder` are where checkpoints and profiles of steps go, `resume` the checkpoint to
+    start from; all absolute paths that every rank can reach.
     """
 
     model: ModelConfig
@@ -33,6 +41,10 @@ class TrainJob:
     topology: Topology
     checkpoint_folder: str
     resume: str | None = None
+    telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
+    injections: tuple[InjectionConfig, ...] = ()
+    profiler: ProfilerConfig = field(default_factory=ProfilerConfig)
+    trace_folder: str = ""
 
 
 def resolve_pipeline(name: str, device_type: str) -> str:

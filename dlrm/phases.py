@@ -15,30 +15,28 @@ from torchrec.models.dlrm import DenseArch
 from torchrec.optim.keyed import CombinedOptimizer
 
 from dlrm.shards import sharded_collections
-from dlrm.timing import (
+from dlrm.step_columns import (
     ALL_REDUCE,
     DENSE_BACKWARD,
     DENSE_FORWARD,
     INPUT_DIST,
-    LOOKUP_BACKWARD,
-    LOOKUP_FORWARD,
     OPTIMIZER,
     OTHER,
     OUTPUT_DIST_BACKWARD,
     OUTPUT_DIST_FORWARD,
-    PhaseClock,
+    StepColumns,
 )
+from dlrm.timing import PhaseClock
 
 
 def build_timed_pipeline(
     kind: str, model: DistributedModelParallel, optimizer: CombinedOptimizer, device: torch.device, clock: PhaseClock
 ) -> TrainPipelineBase | TrainPipelineSparseDist:
-    """The pipeline `base` or `sparse_dist` over `model`, every phase of its steps timed by `clock`.
+    """The pipeline `base` or `sparse_dist` over `model`; with `PhaseHooks` on it, `clock` times every phase.
 
     Under `base` each phase is whole. Under `sparse_dist` the ids of the next batch are exchanged during this step:
     `input_dist_ms` then is what their exchange holds the step up, not how long it takes.
     """
-    PhaseHooks(clock).attach(model)
     timed = TimedOptimizer(optimizer, clock)
     if kind == "base":
         return TrainPipelineBase(model, timed, device)
@@ -86,6 +84,12 @@ class TimedSparseDist(TrainPipelineSparseDist):
         self._clock.enter(before)
 
 
+def kernels_of(lookup: nn.Module) -> list[nn.Module]:
+    """The kernels of one sharding group; a lookup of replicated tables is wrapped for its all-reduce."""
+    groups = (module for module in lookup.modules() if isinstance(module, GroupedPooledEmbeddingsLookup))
+    return [kernel for group in groups for kernel in group._emb_modules]
+
+
 class PhaseHooks:
     """Hooks on a sharded DLRM, forward on its modules and backward on the autograd graph of every step.
 
@@ -99,8 +103,8 @@ class PhaseHooks:
     (nodes made last run first; callbacks of a backward pass run in the order in which they were queued).
     """
 
-    def __init__(self, clock: PhaseClock) -> None:
-        self._enter = clock.enter
+    def __init__(self, clock: PhaseClock, columns: StepColumns) -> None:
+        self._enter, self._columns = clock.enter, columns
         self._kernel_nodes: list[Node] = []
 
     def attach(self, model: nn.Module) -> None:
@@ -116,12 +120,11 @@ class PhaseHooks:
     def _attach_collection(self, collection: ShardedEmbeddingBagCollection) -> None:
         collection.register_forward_pre_hook(self._on_call(INPUT_DIST))
         collection.register_forward_hook(self._on_pooled)
-        for lookup in collection._lookups:
-            lookup.register_forward_pre_hook(self._on_call(LOOKUP_FORWARD))
-            # A lookup of replicated tables is wrapped for its all-reduce.
-            groups = (module for module in lookup.modules() if isinstance(module, GroupedPooledEmbeddingsLookup))
-            for kernel in (kernel for group in groups for kernel in group._emb_modules):
-                kernel.register_forward_hook(self._on_kernel)
+        for group, lookup in enumerate(collection._lookups):
+            forward, backward = self._columns.lookup_columns(group)
+            lookup.register_forward_pre_hook(self._on_call(forward))
+            for kernel in kernels_of(lookup):
+                kernel.register_forward_hook(self._on_kernel(backward))
         for output_dist in collection._output_dists:
             output_dist.register_forward_pre_hook(self._on_call(OUTPUT_DIST_FORWARD))
 
@@ -133,10 +136,16 @@ class PhaseHooks:
 
         return enter
 
-    def _on_kernel(self, _module: nn.Module, _inputs: Any, pooled: torch.Tensor) -> None:
-        if pooled.grad_fn is not None:
-            pooled.grad_fn.register_prehook(self._begin_lookup_backward)
-            self._kernel_nodes.append(pooled.grad_fn)
+    def _on_kernel(self, backward: int) -> Callable[..., None]:
+        """A hook on a kernel's forward pass that marks where its backward pass begins."""
+        begin_backward = self._on_call(backward)
+
+        def mark(_module: nn.Module, _inputs: Any, pooled: torch.Tensor) -> None:
+            if pooled.grad_fn is not None:
+                pooled.grad_fn.register_prehook(begin_backward)
+                self._kernel_nodes.append(pooled.grad_fn)
+
+        return mark
 
     def _on_pooled(self, _module: nn.Module, _inputs: Any, pooled: Any) -> Any:
         """Wait for the embeddings, which the model would do next: where output_dist ends, the dense part goes on."""
@@ -180,9 +189,6 @@ class PhaseHooks:
 
     def _begin_output_dist_backward(self, *_: object) -> None:
         self._enter(OUTPUT_DIST_BACKWARD)
-
-    def _begin_lookup_backward(self, *_: object) -> None:
-        self._enter(LOOKUP_BACKWARD)
 
     def _begin_all_reduce(self) -> None:
         """Every gradient is computed; the end of the waiting is queued behind the waiting itself."""

@@ -6,43 +6,46 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from planner.cost.estimator import PHASES
+from dlrm.step_columns import COUNTERS, DATA_WAIT, OTHER, STEP, STEP_COLUMNS, StepColumns
 
-# The columns of a rank's timings, everywhere they travel: the step, waiting for data, and the phases of
-# `planner.cost.estimator.PHASES` in their order. These do not overlap; `dlrm.phases` says where each begins.
-STEP_COLUMNS = ("step_ms", "data_wait_ms", *(f"{phase}_ms" for phase in PHASES))
-(
-    STEP,
-    DATA_WAIT,
-    INPUT_DIST,
-    LOOKUP_FORWARD,
-    OUTPUT_DIST_FORWARD,
-    DENSE_FORWARD,
-    DENSE_BACKWARD,
-    OUTPUT_DIST_BACKWARD,
-    LOOKUP_BACKWARD,
-    ALL_REDUCE,
-    OPTIMIZER,
-    OTHER,
-) = range(len(STEP_COLUMNS))
 # The phase between two steps, which no column counts.
 IDLE = -1
 
 
 class PhaseClock(Protocol):
-    """Measures the phases of up to `window` steps between two reads."""
+    """Measures up to `window` steps between two reads, columns as in `StepColumns`."""
 
     def begin_step(self) -> None:
         """A step begins, in the phase OTHER; what was timed since the last finished step is forgotten."""
 
     def enter(self, column: int) -> int:
-        """From now on time belongs to this phase; returns the phase before. Does nothing between two steps."""
+        """From now on time belongs to this column; returns the one before. Does nothing between two steps."""
+
+    def count(self, counter: int, amount: float) -> None:
+        """Add to one of `COUNTERS` of this step."""
 
     def end_step(self) -> None:
         """The step is over and counts."""
 
     def read(self) -> np.ndarray:
-        """Milliseconds `[steps, len(STEP_COLUMNS)]` of the steps finished since the last read; starts anew."""
+        """The oldest window `[steps, columns]` whose times are known, without waiting; begins the next window.
+
+        A CPU knows its times at once; a GPU those of the window before, and gives no steps the first time.
+        """
+
+    def flush(self) -> np.ndarray:
+        """What no `read` has given yet, `[steps, columns]`, even if that takes waiting."""
+
+
+class Counts:
+    """The counters of up to `window` steps."""
+
+    def __init__(self, window: int) -> None:
+        self.rows = np.zeros((window, len(COUNTERS)))
+
+    def add(self, step: int, counter: int, amount: float) -> None:
+        """Add to a counter of a step."""
+        self.rows[step, counter] += amount
 
 
 class HostClock:
@@ -51,14 +54,17 @@ class HostClock:
     The phases of a step add up to its `step_ms`.
     """
 
-    def __init__(self, window: int) -> None:
-        self._ns = np.zeros((window, len(STEP_COLUMNS)), dtype=np.int64)
+    def __init__(self, window: int, columns: StepColumns) -> None:
+        self._columns = columns
+        self._ns = np.zeros((window, columns.num_times), dtype=np.int64)
+        self._counts = Counts(window)
         self._step = self._since = 0
         self._column = IDLE
 
     def begin_step(self) -> None:
         """See PhaseClock."""
         self._ns[self._step] = 0
+        self._counts.rows[self._step] = 0
         self._column = OTHER
         self._since = time.perf_counter_ns()
 
@@ -71,6 +77,11 @@ class HostClock:
             self._since, self._column = now, column
         return before
 
+    def count(self, counter: int, amount: float) -> None:
+        """See PhaseClock."""
+        if self._column != IDLE:
+            self._counts.add(self._step, counter, amount)
+
     def end_step(self) -> None:
         """See PhaseClock."""
         self.enter(IDLE)
@@ -80,8 +91,13 @@ class HostClock:
         """See PhaseClock."""
         ms = self._ns[: self._step] * 1e-6
         ms[:, STEP] = ms.sum(axis=1)
+        rows = _join(ms, self._columns, self._counts.rows)
         self._step = 0
-        return ms
+        return rows
+
+    def flush(self) -> np.ndarray:
+        """See PhaseClock."""
+        return self.read()
 
 
 class CudaClock:
@@ -89,23 +105,22 @@ class CudaClock:
 
     A phase lasts from its event to the next one, so it holds the device's idling too, for want of work or for a
     collective of another stream. `data_wait_ms` is the host's and runs beside the others, which add up to `step_ms`
-    without it. Events are made on first use and reused in every later window. `read` waits for the device once.
+    without it. There are two banks of events: one is filled while the device works off the other, so that a read finds
+    events of a window ago and does not wait. Events are made on first use and reused from then on.
     """
 
-    def __init__(self, window: int) -> None:
+    def __init__(self, window: int, columns: StepColumns) -> None:
+        self._columns = columns
         self._stream = torch.cuda.current_stream()
-        self._events: list[list[torch.cuda.Event]] = [[] for _ in range(window)]
-        self._columns: list[list[int]] = [[] for _ in range(window)]
-        self._data_wait_ns = np.zeros(window, dtype=np.int64)
-        self._step = self._since = 0
+        self._filling, self._pending = _Bank(window), _Bank(window)
+        self._since = 0
         self._column = IDLE
 
     def begin_step(self) -> None:
         """See PhaseClock."""
-        self._columns[self._step].clear()
-        self._data_wait_ns[self._step] = 0
+        self._filling.begin_step()
         self._column = OTHER
-        self._record(OTHER)
+        self._filling.record(OTHER, self._stream)
 
     def enter(self, column: int) -> int:
         """See PhaseClock."""
@@ -113,41 +128,108 @@ class CudaClock:
         if before == IDLE:
             return before
         if before == DATA_WAIT:
-            self._data_wait_ns[self._step] += time.perf_counter_ns() - self._since
+            self._filling.data_wait_ns[self._filling.num_steps] += time.perf_counter_ns() - self._since
         self._column = column
         if column == DATA_WAIT:
             self._since = time.perf_counter_ns()
         else:
-            self._record(column)
+            self._filling.record(column, self._stream)
         return before
+
+    def count(self, counter: int, amount: float) -> None:
+        """See PhaseClock."""
+        if self._column != IDLE:
+            self._filling.counts.add(self._filling.num_steps, counter, amount)
 
     def end_step(self) -> None:
         """See PhaseClock."""
         self.enter(IDLE)
-        self._step += 1
+        self._filling.num_steps += 1
 
     def read(self) -> np.ndarray:
         """See PhaseClock."""
-        torch.cuda.synchronize()
-        ms = np.zeros((self._step, len(STEP_COLUMNS)))
+        rows = self._pending.take(self._columns)
+        self._filling, self._pending = self._pending, self._filling
+        return rows
+
+    def flush(self) -> np.ndarray:
+        """See PhaseClock."""
+        return np.concatenate([self._pending.take(self._columns), self._filling.take(self._columns)])
+
+
+class _Bank:
+    """Events and counters of up to `window` steps."""
+
+    def __init__(self, window: int) -> None:
+        self.num_steps = 0
+        self.data_wait_ns = np.zeros(window, dtype=np.int64)
+        self.counts = Counts(window)
+        self._events: list[list[torch.cuda.Event]] = [[] for _ in range(window)]
+        self._entered: list[list[int]] = [[] for _ in range(window)]
+
+    def begin_step(self) -> None:
+        """Forget what was recorded of an unfinished step."""
+        self._entered[self.num_steps].clear()
+        self.data_wait_ns[self.num_steps] = 0
+        self.counts.rows[self.num_steps] = 0
+
+    def record(self, column: int, stream: "torch.cuda.Stream") -> None:
+        """Put the next event of this step on the stream, whichever stream or thread the caller is on."""
+        events, entered = self._events[self.num_steps], self._entered[self.num_steps]
+        if len(entered) == len(events):
+            events.append(torch.cuda.Event(enable_timing=True))
+        events[len(entered)].record(stream)
+        entered.append(column)
+
+    def take(self, columns: StepColumns) -> np.ndarray:
+        """The steps `[steps, columns]`, and empty the bank; waits for the last event, if the device is behind."""
+        ms = np.zeros((self.num_steps, columns.num_times))
+        if self.num_steps:
+            last = self.num_steps - 1
+            self._events[last][len(self._entered[last]) - 1].synchronize()
         for step, row in enumerate(ms):
-            events, columns = self._events[step], self._columns[step]
-            for index, column in enumerate(columns[:-1]):
+            events, entered = self._events[step], self._entered[step]
+            for index, column in enumerate(entered[:-1]):
                 row[column] += events[index].elapsed_time(events[index + 1])
             row[STEP] = row.sum()
-        ms[:, DATA_WAIT] = self._data_wait_ns[: self._step] * 1e-6
-        self._step = 0
-        return ms
-
-    def _record(self, column: int) -> None:
-        """Put the next event of this step on the stream, whichever stream or thread the caller is on."""
-        events, columns = self._events[self._step], self._columns[self._step]
-        if len(columns) == len(events):
-            events.append(torch.cuda.Event(enable_timing=True))
-        events[len(columns)].record(self._stream)
-        columns.append(column)
+        ms[:, DATA_WAIT] = self.data_wait_ns[: self.num_steps] * 1e-6
+        rows = _join(ms, columns, self.counts.rows)
+        self.num_steps = 0
+        return rows
 
 
-def make_clock(device: torch.device, window: int) -> PhaseClock:
+class NoClock:
+    """Measures nothing, for runs without telemetry."""
+
+    def begin_step(self) -> None:
+        """See PhaseClock."""
+
+    def enter(self, column: int) -> int:
+        """See PhaseClock."""
+        return IDLE
+
+    def count(self, counter: int, amount: float) -> None:
+        """See PhaseClock."""
+
+    def end_step(self) -> None:
+        """See PhaseClock."""
+
+    def read(self) -> np.ndarray:
+        """No steps."""
+        return np.zeros((0, 0))
+
+    def flush(self) -> np.ndarray:
+        """No steps."""
+        return np.zeros((0, 0))
+
+
+def make_clock(device: torch.device, window: int, columns: StepColumns) -> PhaseClock:
     """The clock that is right on `device`, for windows of up to `window` steps."""
-    return CudaClock(window) if device.type == "cuda" else HostClock(window)
+    return CudaClock(window, columns) if device.type == "cuda" else HostClock(window, columns)
+
+
+def _join(ms: np.ndarray, columns: StepColumns, counts: np.ndarray) -> np.ndarray:
+    """Times `[steps, num_times]`, parts added to what they belong to, beside the counters of the same steps."""
+    for part, (_, whole) in enumerate(columns.parts, start=len(STEP_COLUMNS)):
+        ms[:, whole] += ms[:, part]
+    return np.concatenate([ms, counts[: len(ms)]], axis=1)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,43 +18,28 @@ from dlrm.data.batches import Batch
 from dlrm.data.factory import open_stream
 from dlrm.data.stream import BatchStream
 from dlrm.errors import DivergedError
-from dlrm.exchange import Window, WindowExchange, agree, first_rank_where
+from dlrm.exchange import agree, first_rank_where
+from dlrm.injection import Injections
 from dlrm.job import TrainJob, resolve_pipeline
+from dlrm.links import probe_links
 from dlrm.metrics import BinaryMetrics, MetricValues, compute_metrics
 from dlrm.model import build_dlrm
 from dlrm.optimizers import combine_optimizers
 from dlrm.phases import build_timed_pipeline
-from dlrm.records import evaluation_record, warning_record, window_record
+from dlrm.place import Place
+from dlrm.profiler import make_profiler
+from dlrm.records import evaluation_record, links_record
+from dlrm.reporter import Reporter
 from dlrm.sharded import shard_model
 from dlrm.shards import local_tensors
-from dlrm.timing import DATA_WAIT, make_clock
-from dlrm.window import WindowLog
+from dlrm.step_columns import DATA_WAIT, STEP_COLUMNS
+from dlrm.step_meter import make_meter
+from dlrm.window import Exchanged, Span, WindowLog
 
 START = {"epoch": 0, "batch": 0}
-
-
-class Place(Protocol):
-    """Where this rank runs and whom it talks to; the cluster's worker context has this form."""
-
-    @property
-    def rank(self) -> int:
-        """0 to world_size - 1."""
-
-    @property
-    def world_size(self) -> int:
-        """Number of ranks."""
-
-    @property
-    def device(self) -> str:
-        """`cpu` or `cuda:0`."""
-
-    @property
-    def outbox(self) -> Any:
-        """`put(record)`, which never blocks."""
-
-    @property
-    def inbox(self) -> Any:
-        """`latest()`, the newest command or None, which never blocks."""
+NO_COMMAND: dict[str, Any] = {"id": 0, "kind": ""}
+# What a controller may ask of all ranks.
+STOP, PROBE_LINKS = "stop", "probe_links"
 
 
 def train(place: Place, /, job: TrainJob) -> dict[str, Any]:
@@ -83,13 +68,15 @@ class Trainer:
 
     def __init__(self, place: Place, job: TrainJob) -> None:
         self.place, self.job = place, job
+        self.reporter = Reporter(place)
         self.device = torch.device(place.device)
         self.train_stream = self._open("train", num_epochs=None if job.train.steps else job.train.epochs)
         self.eval_stream = self._open("eval", num_epochs=1)
         self._build()
-        exchange = WindowExchange(place.rank, place.world_size, self.device)
-        self.log = WindowLog(job.train.window_steps, job.train.batch_size, self.device, exchange)
-        self.step = self.done_command = self.told_bad_rows = 0
+        self.log = WindowLog(job.train.window_steps, job.train.batch_size, self.device, place.world_size, self.meter)
+        self.meter.declare(place.rings)
+        self.step = self.done_command = 0
+        self.command = NO_COMMAND
         self.saved_step = self.evaluated_step = -1
         self.checkpoint: Path | None = None
         self.held_out: MetricValues | None = None
@@ -120,7 +107,7 @@ class Trainer:
         """
         assert 0 < len(batches) <= self.job.train.window_steps
         self._train_on(self._feed(iter(batches), len(batches)))
-        return self.log.steps_ms
+        return self.log.own_steps[:, : len(STEP_COLUMNS)]
 
     def evaluate(self) -> None:
         """Score the held-out batches with the tables as they are placed; a stop request ends it without a score."""
@@ -141,7 +128,7 @@ class Trainer:
         dist.all_reduce(metrics.state)
         self.held_out = compute_metrics(metrics.state.cpu())
         self.evaluated_step = self.step
-        self._say(evaluation_record(self.held_out, self.step))
+        self.reporter.say(evaluation_record(self.held_out, self.step))
         self.window_began = time.perf_counter()
 
     def save(self) -> None:
@@ -165,7 +152,7 @@ class Trainer:
         """What the job came to."""
         if dropped := self.train_stream.report().num_dropped_rows:
             message = f"{dropped} rows at the end of each pass are not trained: they fill no batch on every rank"
-            self._say(warning_record(message, self.step))
+            self.reporter.warn(message, self.step)
         return {
             "result": "stopped" if self.is_stopping else "done",
             "step": self.step,
@@ -174,7 +161,10 @@ class Trainer:
         }
 
     def close(self) -> None:
-        """Stop the data threads."""
+        """Stop the data threads and what was planted."""
+        self.injections.close()
+        if self.profiler is not None:
+            self.reporter.note(self.profiler.close(), self.step)
         self.train_stream.close()
         self.eval_stream.close()
 
@@ -185,9 +175,13 @@ class Trainer:
             model, job.tables, job.plan, job.topology, job.sparse_optimizer, self.device, job.train.seed
         )
         self.optimizer = combine_optimizers(self.model, job.sparse_optimizer, job.dense_optimizer)
-        self.clock = make_clock(self.device, job.train.window_steps)
+        self.profiler = make_profiler(job.profiler, Path(job.trace_folder), self.place.rank, self.device)
+        self.meter = make_meter(job, self.model, self.place.rank, self.device, self.profiler)
+        self.clock = self.meter.clock
         kind = resolve_pipeline(job.train.pipeline, self.device.type)
         self.pipeline = build_timed_pipeline(kind, self.model, self.optimizer, self.device, self.clock)
+        self.injections = Injections(job.injections, self.place.rank, self.place.world_size, self.device)
+        self.injections.attach(self.model, self.optimizer)
 
     def _open(self, split: str, num_epochs: int | None) -> BatchStream:
         job, place = self.job, self.place
@@ -223,18 +217,24 @@ class Trainer:
         while self._take_step(feed):
             if self.log.is_full:
                 self._close_window()
-        if not self.log.is_empty:
+        if self.log.num_steps:
             self._close_window()
+        if (late := self.log.flush()) is not None:
+            self._act_on(late)
 
     def _take_step(self, feed: Iterator[Batch]) -> bool:
         """Train one step; False where there is no batch left."""
+        for message in self.injections.at_step(self.step + 1):
+            self.reporter.warn(message, self.step)
+        if self.profiler is not None:
+            self.reporter.note(self.profiler.at_step(self.step + 1), self.step)
         self.clock.begin_step()
         try:
             loss, logits, labels = self.pipeline.progress(feed)
         except StopIteration:
             return False
         self.log.add(loss, logits, labels)
-        self.clock.end_step()
+        self.meter.end_step()
         self.step += 1
         return True
 
@@ -249,40 +249,41 @@ class Trainer:
                 self.is_exhausted = True
                 return
             given += 1
-            yield batch
+            yield self.injections.transform(batch)
 
     def _close_window(self) -> None:
-        """Exchange what happened, tell it, and act on what all ranks agreed upon."""
-        window = self.log.close(self.clock, self._newest_command(), self.step)
-        if window.first_bad_step is not None:
-            raise DivergedError("loss", *window.first_bad_step)
-        self._tell(window)
-        self._heed(window.agreed_command)
-
-    def _newest_command(self) -> int:
-        command = self.place.inbox.latest()
-        return command["id"] if command else 0
-
-    def _heed(self, agreed_command: int) -> None:
-        """Do what a command says that all ranks hold: the one there is stops the run."""
-        if agreed_command > self.done_command:
-            self.done_command = agreed_command
-            self.is_stopping = True
-
-    def _tell(self, window: Window) -> None:
-        """Make the window's record and say what was found in the data since; rank 0 speaks for all."""
+        """Exchange what happened since the last window."""
         now = time.perf_counter()
         seconds, self.window_began = now - self.window_began, now
-        if self.place.rank != 0:
-            return
         epoch = self.train_stream.position()["epoch"]
-        self._say(window_record(window, self.step, epoch, self._total_steps(), seconds))
-        found = self.train_stream.report()
-        # Said once, and again whenever the number has doubled.
-        if found.num_bad_rows >= max(1, 2 * self.told_bad_rows):
-            self.told_bad_rows = found.num_bad_rows
-            message = f"{found.num_bad_rows} bad rows left out so far, the first: {found.bad_rows[0]}"
-            self._say(warning_record(message, self.step))
+        span = Span(self.step, self.log.num_steps, epoch, self._total_steps(), seconds)
+        self._act_on(self.log.close(span, self._newest_command()))
+
+    def _act_on(self, exchanged: Exchanged) -> None:
+        """Tell of the window that arrived, and do what all ranks agreed upon."""
+        window = exchanged.window
+        if window is not None:
+            if window.first_bad_step is not None:
+                raise DivergedError("loss", *window.first_bad_step)
+            self.reporter.tell(window)
+            self.reporter.tell_bad_rows(self.train_stream.report(), self.step)
+        self._heed(exchanged.agreed_command)
+
+    def _newest_command(self) -> int:
+        self.command = self.place.inbox.latest() or NO_COMMAND
+        return int(self.command["id"])
+
+    def _heed(self, agreed_command: int) -> None:
+        """Do what a command says, once all ranks hold it: then it is the one that this rank saw last."""
+        if agreed_command <= self.done_command:
+            return
+        self.done_command = agreed_command
+        if self.command["kind"] == STOP:
+            self.is_stopping = True
+        elif self.command["kind"] == PROBE_LINKS:
+            place = self.place
+            send_ms = probe_links(place.rank, place.world_size, self.device, self.injections.delay_send)
+            self.reporter.say(links_record(send_ms, self.step))
 
     def _total_steps(self) -> int | None:
         """Steps of the whole job; unknown in the first pass over files."""
@@ -290,7 +291,3 @@ class Trainer:
         if train.steps is not None:
             return train.steps
         return None if num_batches is None else num_batches * train.epochs
-
-    def _say(self, record: dict[str, Any]) -> None:
-        if self.place.rank == 0:
-            self.place.outbox.put(record)

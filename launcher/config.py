@@ -2,15 +2,19 @@
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from dlrm.config import parse_steps
 from dlrm.data.check import config_problems
+from dlrm.injection_config import injection_problems
 from dlrm.options import limit_faults
 from launcher.schema import RunConfig
 from planner.search.registry import STRATEGIES
@@ -72,16 +76,43 @@ def _meaning_faults(config: RunConfig) -> Iterator[str]:
         hint = did_you_mean(config.planner.strategy, tuple(STRATEGIES)) or f"; known: {', '.join(STRATEGIES)}"
         yield f"planner.strategy: there is no strategy {config.planner.strategy!r}{hint}"
     yield from config_problems(config.data)
+    yield from injection_problems(config.inject)
+    if config.profiler.steps is not None:
+        try:
+            parse_steps(config.profiler.steps)
+        except ValueError as error:
+            yield str(error)
+
+
+class PlainLoader(yaml.SafeLoader):
+    """YAML in which 50:52 is text and 1e-3 a number; YAML 1.1 reads them as 3,052 and as text.
+
+    Source: YAML 1.2, section 10.3.2, core schema.
+    """
+
+
+PlainLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag.rsplit(":", 1)[-1] not in ("int", "float", "timestamp")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+PlainLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:int", re.compile(r"[-+]?[0-9][0-9_]*$|0x[0-9a-fA-F]+$"), list("-+0123456789")
+)
+PlainLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"),
+    list("-+0123456789."),
+)
 
 
 def _read(path: Path) -> Any:
     try:
-        return OmegaConf.to_container(OmegaConf.load(path)) or {}
+        return yaml.load(path.read_text(), Loader=PlainLoader) or {}
     except FileNotFoundError:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
         hint = f"; did you mean {path.parent / near[0]}?" if near else ""
         raise ConfigError([f"there is no file {path}{hint}"]) from None
-    except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+    except (YAMLError, OSError, UnicodeDecodeError) as error:
         raise ConfigError([f"{path} cannot be read as YAML: " + " ".join(str(error).split())]) from None
 
 
@@ -89,11 +120,15 @@ def _parse(override: str, faults: list[str]) -> Any:
     if "=" not in override:
         faults.append(f"command line: {override!r} is neither an option nor key=value")
         return {}
+    key, _, text = override.partition("=")
     try:
-        return OmegaConf.to_container(OmegaConf.from_dotlist([override]))
-    except (YAMLError, OmegaConfBaseException) as error:
+        value = yaml.load(text, Loader=PlainLoader)
+    except YAMLError as error:
         faults.append(f"command line: {override!r} cannot be read: " + " ".join(str(error).split()))
         return {}
+    for name in reversed(key.split(".")):
+        value = {name: value}
+    return value
 
 
 def _walk(layer: Any, schema: type, prefix: str, source: str, faults: list[str]) -> Iterator[tuple[str, Any]]:

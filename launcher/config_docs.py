@@ -1,6 +1,7 @@
 """The reference of every configuration key, generated from the dataclasses: `python -m launcher.config_docs`."""
 
 import dataclasses
+import inspect
 import sys
 import types
 import typing
@@ -38,7 +39,7 @@ def _sections(schema: type, prefix: str) -> Iterator[str]:
     fields = dataclasses.fields(schema)
     own = [field for field in fields if not dataclasses.is_dataclass(field.type)]
     if own:
-        yield f"\n## {prefix.rstrip('.')}\n\n{schema.__doc__}\n\n{_rows(own, schema, prefix)}"
+        yield f"\n## {prefix.rstrip('.') or 'top level'}\n\n{inspect.getdoc(schema)}\n\n{_rows(own, schema, prefix)}"
     for field in fields:
         inner = _dataclass_in(typing.get_type_hints(schema)[field.name])
         if inner is not None:

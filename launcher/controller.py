@@ -7,16 +7,16 @@ from pathlib import Path
 
 from cluster.session import open_session
 from cluster.worker_group import GroupOptions, WorkerGroup
-from dlrm.records import warning_record
 from dlrm.trainer import train
 from launcher.config import render_config
+from launcher.delivery import Delivery, make_watcher
 from launcher.exit_codes import ExitCode, result_word
 from launcher.faults import exit_code_of
 from launcher.preparation import Prepared, prepare
 from launcher.run_dir import RunDir
 from launcher.schema import RunConfig
 from launcher.stop_signals import StopSignals
-from launcher.views.observer import Observer, open_observers
+from launcher.views.observer import open_observers
 from launcher.views.profiling import follow_profile
 from launcher.views.terminal import Terminal
 from planner.profile_file import render_profile
@@ -78,30 +78,19 @@ def launch_and_watch(prepared: Prepared, run: RunDir, stop: StopSignals, termina
         observers = stack.enter_context(open_observers(run, terminal, prepared))
         group = stack.enter_context(WorkerGroup.start(prepared.inventory, options))
         stack.enter_context(stop.deferred())
-        group.run(train, prepared.job(run.checkpoints))
+        delivery = Delivery(group, observers, make_watcher(prepared))
+        group.run(train, prepared.job(run))
         try:
-            watch(group, observers, stop)
+            watch(group, delivery, stop)
             result = group.join()[0]
         finally:
-            deliver(group, observers, timeout_s=LAST_POLL_S)
+            delivery.carry_last(LAST_POLL_S)
     return (ExitCode.STOPPED if result["result"] == "stopped" else ExitCode.OK), result["step"]
 
 
-def watch(group: WorkerGroup, observers: Observer, stop: StopSignals) -> None:
-    """Carry records to the observers about once a second, and a stop request to the workers, until the run ends."""
-    is_stop_posted = False
+def watch(group: WorkerGroup, delivery: Delivery, stop: StopSignals) -> None:
+    """Carry on what the workers measured about once a second, and a stop request to them, until the run ends."""
     while not group.wait(POLL_S):
-        if stop.is_requested and not is_stop_posted:
-            group.post({"kind": "stop"})
-            is_stop_posted = True
-        deliver(group, observers, timeout_s=POLL_S)
-
-
-def deliver(group: WorkerGroup, observers: Observer, timeout_s: float) -> None:
-    """Hand every new record to the observers; rank 0 speaks for all."""
-    (drained,) = group.poll(timeout_s, ranks=[0])
-    for record in drained.records:
-        observers.show(record)
-    if drained.num_dropped:
-        message = f"{drained.num_dropped} records were lost: this process was too slow to fetch them"
-        observers.show(warning_record(message, drained.records[0]["step"]))
+        if stop.is_requested:
+            delivery.stop()
+        delivery.carry(POLL_S)

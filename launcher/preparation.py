@@ -21,7 +21,7 @@ from launcher.estimators import build_estimator
 from launcher.hardware import Described, describe_cluster, take_ranks
 from launcher.priced_plan import PINNED, RESUMED, PricedPlan, read_pinned
 from launcher.profiling import Follow, obtain_profile, unseen
-from launcher.run_dir import locate_runs
+from launcher.run_dir import RunDir, locate_runs
 from launcher.schema import ConstraintSection, RunConfig
 from planner.problem import PlanningProblem, TableConstraint
 from planner.profile import Profile
@@ -97,8 +97,8 @@ class Prepared:
     resume: Path | None
     notes: tuple[str, ...]
 
-    def job(self, checkpoints: Path) -> TrainJob:
-        """What every rank is handed; `checkpoints` is the folder to write them to."""
+    def job(self, run: RunDir) -> TrainJob:
+        """What every rank is handed; they write checkpoints and traces into the folder of `run`."""
         config = self.task.config
         return TrainJob(
             model=config.model,
@@ -110,8 +110,12 @@ class Prepared:
             tables=self.task.tables,
             plan=self.planned.plan,
             topology=self.topology,
-            checkpoint_folder=str(checkpoints),
+            checkpoint_folder=str(run.checkpoints),
             resume=str(self.resume) if self.resume else None,
+            telemetry=config.telemetry,
+            injections=tuple(config.inject),
+            profiler=config.profiler,
+            trace_folder=str(run.traces),
         )
 
 

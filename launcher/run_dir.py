@@ -31,7 +31,9 @@ class RunDir:
     versions.json  of the packages
     profile.json   what was measured on the devices, if anything
     plans/NNN.json every plan that trained, as `plan --json` prints it, in order
-    records.jsonl  one JSON object a line: windows and evaluations (see README)
+    records.jsonl  one JSON object a line: windows, evaluations, warnings, verdicts (see README)
+    traces/        profiles of single steps, if any were asked for
+    telemetry/     what was measured in every step (see launcher.telemetry_file)
     status.json    `{"status", "exit_code", "message", "step", "updated_at"}`
     checkpoints/   weights, optimizer state and place in the data, one folder a checkpoint
     tensorboard/   event files
@@ -67,6 +69,22 @@ class RunDir:
     def checkpoints(self) -> Path:
         """Folder of the checkpoints."""
         return self.path / "checkpoints"
+
+    @property
+    def traces(self) -> Path:
+        """Folder of the profiles of single steps."""
+        return self.path / "traces"
+
+    def new_telemetry(self, series: str) -> Path:
+        """A path that no file has yet, with the next number of a series of measurements."""
+        folder = self.path / "telemetry"
+        folder.mkdir(exist_ok=True)
+        return folder / f"{series}-{len(self.telemetry_files(series)):03d}.arrow"
+
+    def telemetry_files(self, series: str) -> list[Path]:
+        """The files of a series of measurements, oldest first."""
+        found = (self.path / "telemetry").glob(f"{series}-*.arrow")
+        return sorted(found, key=lambda path: (len(path.name), path.name))
 
     def write_config(self, text: str) -> None:
         """Keep the resolved configuration."""

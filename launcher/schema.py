@@ -2,8 +2,17 @@
 
 from dataclasses import dataclass, field
 
-from dlrm.config import DenseOptimizerConfig, ModelConfig, SparseOptimizerConfig, TrainConfig
+from cluster.imbalance.detectors import DETECTORS
+from dlrm.config import (
+    DenseOptimizerConfig,
+    ModelConfig,
+    ProfilerConfig,
+    SparseOptimizerConfig,
+    TelemetryConfig,
+    TrainConfig,
+)
 from dlrm.data.config import DataConfig
+from dlrm.injection_config import InjectionConfig
 from dlrm.options import option
 from planner.sharding import ShardingType
 
@@ -77,6 +86,20 @@ class ProfileSection:
 
 
 @dataclass
+class ImbalanceSection:
+    """Watching a run for ranks that hold up the others."""
+
+    enabled: bool = option(True, "watch the steps of every rank and say which one slows the job down, and why")
+    detector: str = option(
+        "robust_z", "what tells a change from noise; `shardwright bench detect` compares them", choices=tuple(DETECTORS)
+    )
+    warmup_steps: int = option(20, "first steps, which are not looked at", at_least=0)
+    baseline_steps: int = option(80, "steps after those, from which the usual balance is learned", at_least=20)
+    persistence_steps: int = option(10, "steps that a change must last before it is told", at_least=2)
+    cool_down_steps: int = option(50, "steps between two verdicts on the same rank", at_least=0)
+
+
+@dataclass
 class OptimizerSection:
     """The two optimizers of a DLRM."""
 
@@ -96,3 +119,7 @@ class RunConfig:
     planner: PlannerSection = field(default_factory=PlannerSection)
     profile: ProfileSection = field(default_factory=ProfileSection)
     train: TrainConfig = field(default_factory=TrainConfig)
+    telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
+    imbalance: ImbalanceSection = field(default_factory=ImbalanceSection)
+    profiler: ProfilerConfig = field(default_factory=ProfilerConfig)
+    inject: list[InjectionConfig] = option([], "faults planted on purpose, to see whether they are found")

@@ -11,7 +11,7 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from dlrm.timing import STEP_COLUMNS
+from dlrm.step_columns import STEP_COLUMNS
 from launcher.preparation import describe_task, resolve_paths, with_access
 from launcher.schema import RunConfig
 from planner.cost.estimator import PHASES

@@ -15,16 +15,17 @@ import numpy as np
 from cluster.session import open_session
 from cluster.worker_group import WorkerGroup
 from dlrm.job import TrainJob
-from dlrm.timing import STEP, STEP_COLUMNS
+from dlrm.step_columns import STEP, STEP_COLUMNS
 from launcher.bench.step_configs import WARMUP_STEPS
 from launcher.bench.step_measurement import MeasurementFile, StepMeasurement, config_key
 from launcher.controller import POLL_S
 from launcher.preparation import Prepared, prepare
+from launcher.run_dir import RunDir
 from launcher.schema import RunConfig
 from planner.profile import Timing
 
 if TYPE_CHECKING:
-    from dlrm.trainer import Place
+    from dlrm.place import Place
 
 # The canary: a square product of this size, and this many bags gathered from a table of this size.
 CANARY_SIZE = 320
@@ -96,7 +97,7 @@ def describe(measurement: StepMeasurement) -> str:
 
 def measure_step(group: WorkerGroup, prepared: Prepared, config: RunConfig) -> StepMeasurement:
     """The steps of one configuration, of which `prepared` is the plan, on the ranks of `group`."""
-    group.run(time_job, prepared.job(Path(config.run.dir)), WARMUP_STEPS)
+    group.run(time_job, prepared.job(RunDir(Path(config.run.dir))), WARMUP_STEPS)
     while not group.wait(POLL_S):
         pass
     ranks: tuple[RankTimes, ...] = group.join()

@@ -1,28 +1,27 @@
-"""Everyone who wants to see a run's records: the record file, TensorBoard, the terminal."""
+"""Everyone who wants to see a run: the record file, the telemetry file, TensorBoard, the terminal."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, Protocol
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from typing import Any
 
+from cluster.telemetry import Block
 from launcher.preparation import Prepared
 from launcher.run_dir import RunDir
+from launcher.telemetry_file import TelemetryFile
+from launcher.views.base import Observer
 from launcher.views.health import LearningHealth
+from launcher.views.report import read_report
 from launcher.views.tensorboard import TensorBoardView
 from launcher.views.terminal import Terminal
 
-
-class Observer(Protocol):
-    """Takes the records of a run, one after the other."""
-
-    def show(self, record: dict[str, Any]) -> None:
-        """One window or evaluation (see README, records)."""
+__all__ = ["Observer", "Observers", "RecordFile", "open_observers"]
 
 
-class Observers:
+class Observers(Observer):
     """Several observers as one; a warning on the model's health becomes a record of its own."""
 
-    def __init__(self, observers: list[Observer]) -> None:
+    def __init__(self, observers: Sequence[Observer]) -> None:
         self._observers = observers
         self._health = LearningHealth()
 
@@ -33,8 +32,18 @@ class Observers:
             for observer in self._observers:
                 observer.show(each)
 
+    def show_block(self, block: Block) -> None:
+        """See Observer."""
+        for observer in self._observers:
+            observer.show_block(block)
 
-class RecordFile:
+    def flush(self) -> None:
+        """See Observer."""
+        for observer in self._observers:
+            observer.flush()
+
+
+class RecordFile(Observer):
     """Appends every record to records.jsonl."""
 
     def __init__(self, run: RunDir) -> None:
@@ -51,13 +60,12 @@ class RecordFile:
 
 @contextmanager
 def open_observers(run: RunDir, terminal: Terminal, prepared: Prepared) -> Iterator[Observers]:
-    """All observers of a run; their files are closed at the end."""
-    records = RecordFile(run)
-    board = TensorBoardView(run.tensorboard)
-    try:
+    """All observers of a run; their files are closed at the end, and a run that did not fail gets its results."""
+    with ExitStack() as files:
+        records = files.enter_context(closing(RecordFile(run)))
+        telemetry = files.enter_context(closing(TelemetryFile(run)))
+        board = files.enter_context(closing(TensorBoardView(run.tensorboard)))
         board.show_plan(prepared.planned, prepared.task)
         with terminal.follow() as line:
-            yield Observers([records, board, line])
-    finally:
-        board.close()
-        records.close()
+            yield Observers([records, telemetry, board, line])
+        board.show_results(prepared.task.config, read_report(run.path))

@@ -1,4 +1,4 @@
-"""What a run says on the terminal: its plan, one live line (or plain lines), warnings."""
+"""What a run says on the terminal: its plan, one live line (or plain lines), warnings, verdicts."""
 
 import time
 from collections.abc import Iterator
@@ -10,15 +10,18 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from cluster.imbalance.verdict import Cause
 from launcher.preparation import Prepared
+from launcher.views.base import Observer
 from launcher.views.plan import render_plan
-from launcher.views.tables import human_seconds, number
+from launcher.views.tables import MAX_WIDTH, human_seconds, number
 
 # Where the output is not a terminal, lines come no faster than this.
 PLAIN_INTERVAL_S = 5.0
 STARTING = "starting the workers"
-# Beyond this many ranks a line shows the range of their step times.
-MOST_RANKS_IN_LINE = 4
+# Told in lines of their own, and in this colour on a terminal.
+NOTABLE = ("verdict", "warning")
+NOTABLE_STYLE = "yellow"
 
 
 class Terminal:
@@ -50,38 +53,70 @@ class Terminal:
             yield LiveLine(self.console, live)
 
 
-class LiveLine:
-    """One line that is overwritten with the newest window."""
+class LiveLine(Observer):
+    """One line that is overwritten with the newest window; events stand above it."""
 
     def __init__(self, console: Console, live: Live) -> None:
         self._console, self._live = console, live
         self._pace = Pace()
+        self._findings = Findings()
 
     def show(self, record: dict[str, Any]) -> None:
         """See Observer."""
         if record["kind"] == "window":
-            self._live.update(Text(render_window(record, self._pace), no_wrap=True, overflow="ellipsis"))
-        else:
-            self._console.print(render_event(record))
+            line = render_window(record, self._pace, self._findings.flag)
+            self._live.update(Text(line, no_wrap=True, overflow="ellipsis"))
+            return
+        self._findings.note(record)
+        print_event(self._console, record)
 
 
-class PlainLines:
-    """Now and then a line; every evaluation and warning."""
+class PlainLines(Observer):
+    """Now and then a line; every event."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._pace = Pace()
+        self._findings = Findings()
         self._next = 0.0
 
     def show(self, record: dict[str, Any]) -> None:
         """See Observer."""
         if record["kind"] != "window":
-            self._console.print(render_event(record))
+            self._findings.note(record)
+            print_event(self._console, record)
             return
-        line = render_window(record, self._pace)
+        line = render_window(record, self._pace, self._findings.flag)
         if time.monotonic() >= self._next:
             self._console.print(line, soft_wrap=True)
             self._next = time.monotonic() + PLAIN_INTERVAL_S
+
+
+class Findings:
+    """The verdicts that hold now, in a few characters."""
+
+    def __init__(self) -> None:
+        self._ranks: dict[tuple[str, int | None], int | None] = {}
+
+    def note(self, record: dict[str, Any]) -> None:
+        """Take notice of a verdict, or of its end; of those that no plan can mend, and of other records, none."""
+        if record["kind"] != "verdict" or record["cause"] == Cause.GLOBAL_DRIFT:
+            return
+        # A slow link may be found before its rank is known: it stays one finding.
+        key = (record["cause"], None if record["cause"] == Cause.SLOW_LINK else record["rank"])
+        if record["is_over"]:
+            self._ranks.pop(key, None)
+        else:
+            self._ranks[key] = record["rank"]
+
+    @property
+    def flag(self) -> str:
+        """`  !slow_device 3`, with the number of further findings; empty while all is well."""
+        if not self._ranks:
+            return ""
+        (cause, _), rank = next(iter(self._ranks.items()))
+        more = f" +{len(self._ranks) - 1}" if len(self._ranks) > 1 else ""
+        return f"  !{cause}{'' if rank is None else f' {rank}'}{more}"
 
 
 class Pace:
@@ -101,24 +136,30 @@ class Pace:
         return f"  eta {human_seconds(seconds)}"
 
 
-def render_window(record: dict[str, Any], pace: Pace) -> str:
-    """One line: step, loss, NE, AUC, samples a second, step time of the ranks, time to go."""
-    step_ms = [row[record["columns"].index("step_ms")] for row in record["ranks"]]
-    if len(step_ms) > MOST_RANKS_IN_LINE:
-        times = f"{min(step_ms):.1f}-{max(step_ms):.1f}"
-    else:
-        times = "/".join(f"{ms:.1f}" for ms in step_ms)
-    total = record["total_steps"]
+def render_window(record: dict[str, Any], pace: Pace, flag: str = "") -> str:
+    """One line: step, loss, NE, AUC, samples a second, step of the fastest and the slowest rank, flag, time to go.
+
+    Where a flag leaves no room for the time to go, that is left out.
+    """
+    total, step_ms = record["total_steps"], record["step_ms"]
     of = f"/{total}" if total else ""
     loss, ne, auc = number(record["loss"], 4), number(record["ne"], 3), number(record["auc"], 3)
-    return (
+    line = (
         f"step {record['step']}{of}  loss {loss}  NE {ne}  AUC {auc}  {record['qps']:,.0f} samples/s"
-        f"  step {times} ms{pace.eta(record['step'], total)}"
+        f"  step {step_ms['fastest']:.1f}-{step_ms['slowest']:.1f} ms{flag}"
     )
+    eta = pace.eta(record["step"], total)
+    return line if flag and len(line) + len(eta) > MAX_WIDTH else line + eta
+
+
+def print_event(console: Console, record: dict[str, Any]) -> None:
+    """An evaluation, a warning or a verdict; a probe of the links speaks through the verdict that it leads to."""
+    if record["kind"] != "links":
+        console.print(render_event(record), style=NOTABLE_STYLE if record["kind"] in NOTABLE else None)
 
 
 def render_event(record: dict[str, Any]) -> str:
-    """An evaluation or a warning as text."""
+    """An evaluation, a warning or a verdict as text."""
     if record["kind"] == "evaluation":
         return (
             f"held-out at step {record['step']}: loss {number(record['loss'], 4)}  NE {number(record['ne'], 3)}"

@@ -6,6 +6,7 @@ import signal
 import time
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -101,3 +102,26 @@ def report_many(context: Any, count: int) -> None:
 def return_unpicklable(context: Any) -> Any:
     """Gives a result that cannot travel."""
     return lambda: context.rank
+
+
+def measure_until_killed(context: Any, dying_rank: int) -> None:
+    """Measures 20 steps, and after the next command 15 more, alike on all ranks; then one is killed."""
+    context.rings.declare("steps", (context.world_size, 2), {"columns": ["step_ms", "other_ms"]})
+    measure(context, 0, 20)
+    deadline_s = time.monotonic() + WAIT_LIMIT_S
+    while context.inbox.latest() is None:
+        assert time.monotonic() < deadline_s, "no command came"
+        time.sleep(0.01)
+    measure(context, 20, 35)
+    dist.barrier()
+    die_on_rank(context, dying_rank)
+
+
+def measure(context: Any, begin: int, end: int) -> None:
+    """Appends windows of 5 rows that all ranks share: step x (rank + 1), and the rank."""
+    for first in range(begin, end, 5):
+        steps = np.arange(first, first + 5) + 1
+        own = torch.tensor(np.stack([steps * (context.rank + 1.0), np.full(5, context.rank)], axis=1))
+        rows = [torch.empty_like(own) for _ in range(context.world_size)]
+        dist.all_gather(rows, own)
+        context.rings.append("steps", steps, torch.stack(rows, dim=1).numpy())

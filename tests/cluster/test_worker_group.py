@@ -1,13 +1,17 @@
 """Workers train together over real gloo, answer while they train, fail as one, and leave nothing."""
 
+import os
+import signal
 import time
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
 
 from cluster.errors import ClusterError, WorkerFailure
 from cluster.inventory import Inventory, take_inventory
+from cluster.mailbox import Drained
 from cluster.worker_group import GroupOptions, WorkerGroup
 from tests.cluster import rank_functions
 from tests.cluster.rank_functions import SMALL_OUTBOX
@@ -130,6 +134,40 @@ def test_a_killed_worker_is_named_with_its_node(pair: Inventory) -> None:
         assert [drained.records for drained in group.poll()] == [(), ()]
     assert (info.value.reason, info.value.rank, info.value.num_consequences) == ("worker_lost", 1, 1)
     assert info.value.host == group.workers[1].host
+
+
+def test_the_last_rows_come_from_a_survivor(pair: Inventory) -> None:
+    with WorkerGroup.start(pair, GroupOptions(ring_bytes=2**16)) as group:
+        group.run(rank_functions.measure_until_killed, 0)
+        steps: list[int] = []
+        wait_until(lambda: steps.extend(poll_steps(group)) or len(steps) == 20, "20 steps")
+        group.post({"kind": "go on"})
+        with pytest.raises(WorkerFailure, match="Rank 0 was lost"):
+            group.join()
+        assert group.poll(PATIENCE_S, ranks=[0])[0].blocks == ()
+        (last,) = group.poll_survivor(PATIENCE_S).blocks
+        assert group.poll_survivor(PATIENCE_S).blocks == ()
+    assert steps == list(range(1, 21))
+    assert last.steps.tolist() == list(range(21, 36)) and last.num_dropped == 0
+    assert last.labels == {"columns": ["step_ms", "other_ms"]}
+    assert (last.rows[:, :, 0] == last.steps[:, None] * [1, 2]).all() and (last.rows[:, :, 1] == [0, 1]).all()
+
+
+def test_without_survivors_there_is_nothing_to_wait_for(pair: Inventory) -> None:
+    with WorkerGroup.start(pair) as group:
+        group.run(rank_functions.die_on_rank, 0)
+        os.kill(group.workers[1].pid, signal.SIGKILL)
+        with pytest.raises(WorkerFailure):
+            group.join()
+        assert group.poll_survivor(PATIENCE_S) == Drained()
+
+
+def poll_steps(group: WorkerGroup) -> list[int]:
+    """The numbers of new rows on rank 0, which fit what it measured."""
+    blocks = group.poll(ranks=[0])[0].blocks
+    for block in blocks:
+        assert np.array_equal(block.rows[:, :, 0], block.steps[:, None] * [1, 2])
+    return [step for block in blocks for step in block.steps.tolist()]
 
 
 def test_a_stalled_rank_is_named_as_the_suspect(pair: Inventory) -> None:

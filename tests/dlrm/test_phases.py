@@ -14,7 +14,8 @@ from torch.utils.hooks import RemovableHandle
 
 from dlrm.data.batches import Batch
 from dlrm.shards import sharded_collections
-from dlrm.timing import IDLE, OTHER, STEP, STEP_COLUMNS, HostClock
+from dlrm.step_columns import OTHER, STEP, STEP_COLUMNS, StepColumns
+from dlrm.timing import IDLE, HostClock
 from dlrm.trainer import Trainer
 from planner.cost.estimator import PHASES
 from tests.dlrm.test_trainer import Place, make_job
@@ -79,6 +80,22 @@ def open_trainer(place: Place, folder: Path, types: str | None = None, **keys: A
         yield trainer
 
 
+def time_whole_steps(trainer: Trainer, batches: list[Batch]) -> tuple[float, float]:
+    """Milliseconds of all steps by a clock outside, and by the sum of their phases."""
+    outside_ms, take_step = [], trainer._take_step
+
+    def timed(feed: Iterator[Batch]) -> bool:
+        began_s = time.perf_counter()
+        was_taken = take_step(feed)
+        outside_ms.append(1e3 * (time.perf_counter() - began_s))
+        return was_taken
+
+    trainer._take_step = timed
+    rows = trainer.time_steps(batches)
+    trainer._take_step = take_step
+    return sum(outside_ms[:NUM_STEPS]), rows[:, 1:].sum()
+
+
 def measure_all(rank: int, world_size: int, folder: Path) -> dict[str, np.ndarray]:
     """Timings `[steps, columns]` of this rank, by case; one start of the ranks serves all tests."""
     place, found = Place(rank, world_size), {}
@@ -90,6 +107,7 @@ def measure_all(rank: int, world_size: int, folder: Path) -> dict[str, np.ndarra
     with open_trainer(place, folder) as trainer:
         batches = list(islice(trainer.train_stream, NUM_STEPS))
         found["whole"] = trainer.time_steps(batches)
+        found["clocks"] = np.array(time_whole_steps(trainer, batches))
         for name, plant in PLANTS.items():
             handle = plant(trainer) if rank == 1 else None
             found[name] = trainer.time_steps(batches)
@@ -122,6 +140,13 @@ def test_every_phase_is_there_and_they_make_up_the_step(measured: list[dict[str,
 
 
 @pytest.mark.distributed
+def test_phases_add_up_to_the_time_that_passes(measured: list[dict[str, np.ndarray]]) -> None:
+    for rank in measured:
+        outside_ms, phases_ms = rank["clocks"]
+        assert phases_ms == pytest.approx(outside_ms, rel=0.05)
+
+
+@pytest.mark.distributed
 @pytest.mark.parametrize("column", [*(name for name in PLANTS if name in STEP_COLUMNS), "data_wait_ms"])
 def test_a_delay_shows_where_it_was_planted(measured: list[dict[str, np.ndarray]], column: str) -> None:
     delayed = least_ms(measured[1][column])
@@ -142,7 +167,7 @@ def test_columns_name_the_planners_phases() -> None:
 
 
 def test_the_clock_counts_finished_steps_only() -> None:
-    clock = HostClock(2)
+    clock = HostClock(2, StepColumns())
     assert clock.enter(3) == IDLE
     clock.begin_step()
     clock.enter(2)
@@ -150,5 +175,5 @@ def test_the_clock_counts_finished_steps_only() -> None:
     assert clock.enter(4) == OTHER and clock.enter(OTHER) == 4
     clock.end_step()
     rows = clock.read()
-    assert rows.shape == (1, len(STEP_COLUMNS)) and rows[0, 2] == rows[0, 3] == 0 and rows[0, 4] > 0
+    assert rows.shape == (1, len(StepColumns().names)) and rows[0, 2] == rows[0, 3] == 0 and rows[0, 4] > 0
     assert clock.read().shape[0] == 0

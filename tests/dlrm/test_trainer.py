@@ -8,14 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dlrm.config import DenseOptimizerConfig, ModelConfig, SparseOptimizerConfig, TrainConfig
+from dlrm.config import DenseOptimizerConfig, ModelConfig, SparseOptimizerConfig, TelemetryConfig, TrainConfig
 from dlrm.data.config import DataConfig, SyntheticConfig
 from dlrm.data.factory import open_schema
 from dlrm.errors import DivergedError
-from dlrm.exchange import SHARED_COLUMNS
 from dlrm.job import TrainJob
 from dlrm.size import declare_tables
-from dlrm.timing import STEP_COLUMNS
+from dlrm.step_columns import COUNTERS, STEP_COLUMNS
 from dlrm.trainer import train
 from planner.problem import PlanningProblem, TableConstraint
 from planner.search.registry import make_plan
@@ -43,6 +42,27 @@ class Outbox(list):
 
 
 @dataclass
+class Rings:
+    """All that was ever appended, whole."""
+
+    labels: dict[str, dict[str, Any]] = field(default_factory=dict)
+    series: dict[str, list[tuple[np.ndarray, np.ndarray]]] = field(default_factory=dict)
+
+    def declare(self, name: str, row_shape: tuple[int, ...], labels: dict[str, Any]) -> None:
+        self.labels[name] = labels
+
+    def append(self, name: str, steps: np.ndarray, rows: np.ndarray) -> None:
+        self.series.setdefault(name, []).append((steps.copy(), rows.copy()))
+
+    def rows(self, name: str) -> np.ndarray:
+        """Every row of a series, `[N, ...]`."""
+        return np.concatenate([rows for _, rows in self.series[name]])
+
+    def steps(self, name: str) -> list[int]:
+        return [int(step) for steps, _ in self.series[name] for step in steps]
+
+
+@dataclass
 class Inbox:
     command: dict | None = None
 
@@ -57,6 +77,7 @@ class Place:
     device: str = "cpu"
     outbox: Outbox = field(default_factory=Outbox)
     inbox: Inbox = field(default_factory=Inbox)
+    rings: Rings = field(default_factory=Rings)
 
 
 def make_job(
@@ -64,12 +85,16 @@ def make_job(
     kind: str = "rowwise_adagrad",
     types: str | None = None,
     model: ModelConfig = MODEL,
+    num_nodes: int = 1,
     **train_keys: Any,
 ) -> TrainJob:
-    """A small synthetic job; `types` names a plan of TYPES_OF_PLANS, else every table is whole."""
+    """A small synthetic job for two ranks a node; `types` names a plan of TYPES_OF_PLANS, else every table is whole."""
     schema = open_schema(DATA)
     tables = declare_tables(schema, model.embedding_dim)
-    devices = tuple(Device(r, "n0", r, DeviceType.CPU, "cpu", 1 << 32, 0, 1e10, 1e10, 1e-5) for r in range(2))
+    devices = tuple(
+        Device(r, f"n{r // 2}", r % 2, DeviceType.CPU, "cpu", 1 << 32, 0, 1e10, 1e10, 1e-5)
+        for r in range(2 * num_nodes)
+    )
     topology = Topology("test", devices, Link(1e9, 1e-5), Link(1e9, 1e-5))
     wanted = TYPES_OF_PLANS[types] if types else ("table_wise",) * len(tables)
     constraints = tuple(
@@ -96,6 +121,12 @@ def run_job(rank: int, world_size: int, job: TrainJob, stop_at_once: bool = Fals
     return train(place, job), list(place.outbox)
 
 
+def run_watched(rank: int, world_size: int, job: TrainJob) -> tuple[list, Rings]:
+    place = Place(rank, world_size)
+    train(place, job)
+    return list(place.outbox), place.rings
+
+
 def run_jobs(rank: int, world_size: int, jobs: list[TrainJob]) -> list[tuple[dict, list]]:
     return [run_job(rank, world_size, job) for job in jobs]
 
@@ -116,6 +147,12 @@ def run_every_end(rank: int, world_size: int, folder: Path) -> dict[str, Any]:
         "exhausted": run_job(rank, world_size, exhausted),
         "stopped": run_job(rank, world_size, stopped, stop_at_once=True),
         "diverging": run_diverging(rank, world_size, diverging),
+        "watched": run_watched(rank, world_size, make_job(folder / "watched", steps=22)),
+        "unwatched": run_watched(
+            rank,
+            world_size,
+            dataclasses.replace(make_job(folder / "unwatched"), telemetry=TelemetryConfig(enabled=False)),
+        ),
     }
 
 
@@ -140,13 +177,29 @@ def test_data_that_ends_ends_the_run_after_every_whole_batch(ends: list[dict]) -
 
 
 @pytest.mark.distributed
-def test_a_window_tells_every_ranks_times(ends: list[dict]) -> None:
-    window = ends[0]["exhausted"][1][0]
-    assert window["columns"] == list(SHARED_COLUMNS) == ["peak_bytes", *STEP_COLUMNS]
-    values = np.array(window["ranks"])
-    assert values.shape == (2, len(SHARED_COLUMNS)) and (values > 0).all()
-    step, phases = values[:, window["columns"].index("step_ms")], values[:, window["columns"].index("step_ms") + 1 :]
-    assert phases.sum(axis=1) == pytest.approx(step)
+def test_every_step_of_every_rank_is_in_the_rings_of_all(ends: list[dict]) -> None:
+    records, rings = ends[0]["watched"]
+    rows, columns = rings.rows("steps"), rings.labels["steps"]["columns"]
+    assert columns == [*STEP_COLUMNS, *COUNTERS] and rows.shape == (22, 2, len(columns))
+    assert rings.steps("steps") == list(range(1, 23))
+    assert (rows[:-2] > 0).all()  # the pipeline takes no data in its last two steps
+    phases = rows[..., 1 : len(STEP_COLUMNS)]
+    assert phases.sum(axis=-1) == pytest.approx(rows[..., 0])
+    assert np.array_equal(rows, ends[1]["watched"][1].rows("steps"))
+    windows = [record for record in records if record["kind"] == "window"]
+    means = [rows[at : at + 5, :, 0].mean(axis=0) for at in range(0, 20, 5)]
+    assert [window["step_ms"]["slowest"] for window in windows[:4]] == pytest.approx([m.max() for m in means])
+    assert [window["step_ms"]["fastest"] for window in windows[:4]] == pytest.approx([m.min() for m in means])
+
+
+@pytest.mark.distributed
+def test_a_run_without_telemetry_tells_the_windows_alone(ends: list[dict]) -> None:
+    records, rings = ends[0]["unwatched"]
+    assert rings.labels == rings.series == {}
+    windows = [record for record in records if record["kind"] == "window"]
+    assert len(windows) == 4 and all(window["step_ms"]["slowest"] > 0 for window in windows)
+    watched = [record for record in ends[0]["watched"][0] if record["kind"] == "window"]
+    assert [window["loss"] for window in windows] == pytest.approx([window["loss"] for window in watched[:4]])
 
 
 @pytest.mark.distributed

@@ -10,6 +10,7 @@ import pytest
 from dlrm.errors import DataError
 from launcher.comparison import compare_strategies
 from launcher.config import load_config
+from launcher.run_dir import RunDir
 from launcher.preparation import Prepared, prepare
 from launcher.schema import RunConfig
 from planner.access import AccessStatistics
@@ -50,7 +51,7 @@ def test_statistics_are_counted_once_and_reach_plan_job_and_user(repository: Pat
     assert any(note.startswith("access statistics of 12 batches of 64 samples, counted in") for note in first.notes)
     assert access_of(first, "cat_0").distinct_rows == 7
     assert access_of(first, "cat_25").distinct_rows > 63
-    assert first.job(log.parent).tables == first.planned.problem.workload.tables
+    assert first.job(RunDir(log.parent)).tables == first.planned.problem.workload.tables
     again = prepare(criteo(log), cpu_pair(repository))
     assert "access statistics of 12 batches of 64 samples, cached" in again.notes
     assert again.task.tables == first.task.tables

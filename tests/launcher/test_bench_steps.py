@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dlrm.timing import STEP_COLUMNS
+from dlrm.step_columns import STEP_COLUMNS
 from launcher.bench.step_configs import STRATEGIES, draw_configs
 from launcher.bench.step_measurement import MeasurementFile, StepMeasurement, config_key
 from launcher.bench.steps import describe, measure_steps

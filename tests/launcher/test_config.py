@@ -119,3 +119,11 @@ def test_the_reference_is_the_one_that_is_committed(repository: Path) -> None:
 
 def test_every_key_is_explained() -> None:
     assert [key for key, field in list_keys(RunConfig) if not field.metadata.get("help")] == []
+
+
+def test_steps_to_profile_are_no_time_of_day(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("profiler: {steps: 50:52}\noptimizer: {dense: {learning_rate: 1e-3}}\n")
+    for config in (load_config(None, ["profiler.steps=50:52"]), load_config(tmp_path / "c.yaml", [])):
+        assert config.profiler.steps == "50:52" and config.optimizer.dense.learning_rate == 1e-3
+    with pytest.raises(ConfigError, match=r"profiler.steps: found '52:50'"):
+        load_config(None, ["profiler.steps=52:50"])

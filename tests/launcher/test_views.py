@@ -1,48 +1,31 @@
-"""What people read: tables, lines, warnings, heat maps."""
+"""What people read on a terminal: lines, warnings, verdicts; and who else is told."""
 
 import io
 import os
 import signal
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 from rich.console import Console
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from cluster.imbalance.verdict import Cause, Verdict
 from launcher.cli import fold
+from launcher.run_dir import RunDir
 from launcher.stop_signals import StopRequested, StopSignals
+from launcher.telemetry_file import TelemetryFile, read_steps
 from launcher.views.health import PATIENCE_WINDOWS, LearningHealth
-from launcher.views.heatmap import ANCHORS, draw_heat_map
+from launcher.views.observer import Observers, RecordFile
 from launcher.views.plan import _ranks_of, gathered_bytes
-from launcher.views.report import percentile_95, window_imbalance
-from launcher.views.tensorboard import MOST_RANK_LINES, TensorBoardView
-from launcher.views.terminal import Pace, Terminal, render_event, render_window
+from launcher.views.tables import MAX_WIDTH
+from launcher.views.terminal import Findings, Pace, Terminal, render_event, render_window
 from planner.problem import PlanningProblem, TableConstraint
 from planner.search.registry import make_plan
 from planner.sharding import ShardingType
 from planner.tables import OptimizerKind, TableSpec, Workload
 from planner.topology import Device, DeviceType, Link, Topology
+from tests.launcher.made_telemetry import evaluation, steps_block, window
 
-
-def window(step: int = 10, auc: float | None = 0.7, ranks: int = 2) -> dict[str, Any]:
-    return {
-        "kind": "window",
-        "step": step,
-        "total_steps": 100,
-        "loss": 0.5,
-        "ne": 0.9,
-        "auc": auc,
-        "calibration": 1.0,
-        "qps": 1000.0,
-        "columns": ["step_ms", "lookup_forward_ms"],
-        "ranks": [[20.0 + rank, 2.0 + rank] for rank in range(ranks)],
-    }
-
-
-def evaluation(ne: float) -> dict[str, Any]:
-    return {"kind": "evaluation", "step": 10, "loss": 0.5, "ne": ne, "auc": 0.6, "calibration": 1.0, "samples": 5}
+SLOW = Verdict(240, Cause.SLOW_DEVICE, 3, (), 1.9, 227)
 
 
 def test_ne_of_one_on_held_out_data_warns_once_whatever_its_digits() -> None:
@@ -69,11 +52,56 @@ def test_a_coins_auc_warns_when_it_stays_and_at_once_on_held_out_data() -> None:
     assert "coin" in LearningHealth().judge({**evaluation(0.9), "auc": 0.5})["message"]
 
 
-def test_a_window_is_one_line_with_every_ranks_step_time() -> None:
+def verdict(cause: Cause, rank: int | None, is_over: bool = False) -> dict[str, object]:
+    return Verdict(240, cause, rank, ("items",), 1.9, 227, is_over).to_record()
+
+
+def test_a_window_is_one_line_with_the_fastest_and_the_slowest_ranks_step() -> None:
     line = render_window(window(), Pace())
-    assert line == "step 10/100  loss 0.5000  NE 0.900  AUC 0.700  1,000 samples/s  step 20.0/21.0 ms"
-    assert "step 20.0-27.0 ms" in render_window(window(ranks=8), Pace())
+    assert line == "step 10/100  loss 0.5000  NE 0.900  AUC 0.700  1,000 samples/s  step 20.0-21.0 ms"
     assert "AUC -" in render_window(window(auc=None), Pace())
+
+
+def test_a_flag_takes_the_place_of_the_time_to_go_where_there_is_no_room() -> None:
+    pace, flag = Pace(), "  !slow_device 3"
+    long = {**window(), "step": 123456, "total_steps": 1000000}
+    render_window(window(), pace, flag)
+    line = render_window(long, pace, flag)
+    assert line.endswith("ms  !slow_device 3") and "eta" in render_window(long, pace)
+    assert len(render_window(window(step=20), pace, flag)) <= MAX_WIDTH
+
+
+def test_the_flag_says_what_holds_now() -> None:
+    findings = Findings()
+    assert findings.flag == ""
+    findings.note(verdict(Cause.GLOBAL_DRIFT, None))
+    assert findings.flag == ""
+    findings.note(verdict(Cause.SLOW_DEVICE, 3))
+    assert findings.flag == "  !slow_device 3"
+    findings.note(verdict(Cause.SLOW_LINK, None))
+    findings.note(verdict(Cause.SLOW_LINK, 5))
+    assert findings.flag == "  !slow_device 3 +1"
+    findings.note(verdict(Cause.SLOW_DEVICE, 3, is_over=True))
+    assert findings.flag == "  !slow_link 5"
+    findings.note(verdict(Cause.SLOW_LINK, 5, is_over=True))
+    assert findings.flag == ""
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_verdict_and_its_end_are_lines_yellow_on_a_terminal(is_terminal: bool) -> None:
+    out = io.StringIO()
+    colours = "standard" if is_terminal else None
+    console = Console(file=out, width=MAX_WIDTH, force_terminal=is_terminal, color_system=colours, highlight=False)
+    with Terminal(console).follow() as view:
+        view.show(SLOW.to_record())
+        view.show({"kind": "links", "step": 241, "send_ms": [[None]]})
+        view.show(window())
+        view.show(verdict(Cause.HOT_TABLE, 1))
+        view.show(verdict(Cause.HOT_TABLE, 1, is_over=True))
+    text = out.getvalue()
+    assert "verdict at step 240: rank 3 is slow: 1.90 ms a step lost since step 227" in text
+    assert "over since step 240" in text and "!slow_device 3" in text and "links" not in text
+    assert ("\x1b[33m" in text) == is_terminal
 
 
 def test_lines_are_plain_where_there_is_no_terminal() -> None:
@@ -86,36 +114,17 @@ def test_lines_are_plain_where_there_is_no_terminal() -> None:
     assert "step 10" in text and "777" not in text and "held-out at step 10" in text and "\x1b" not in text
 
 
-def test_imbalance_is_max_over_mean_of_lookups() -> None:
-    assert window_imbalance(window()) == pytest.approx(3.0 / 2.5)
-    assert window_imbalance({**window(), "ranks": [[1.0, 0.0], [1.0, 0.0]]}) is None
-
-
-def test_tensorboard_shows_ranks_and_the_slowest_rank_of_every_phase(tmp_path: Path) -> None:
-    view = TensorBoardView(tmp_path)
-    view.show(window())
-    view.show({**window(step=20, ranks=MOST_RANK_LINES + 1), "ranks": [[20.0, float(r)] for r in range(33)]})
-    view.close()
-    events = EventAccumulator(str(tmp_path))
-    events.Reload()
-    assert [event.value for event in events.Scalars("phase_ms/lookup_forward")] == [3.0, 32.0]
-    assert [event.value for event in events.Scalars("lookup_ms/rank_01")] == [3.0]
-    assert [event.value for event in events.Scalars("lookup_ms/slowest")] == [32.0]
-    assert "phase_ms/step" not in events.Tags()["scalars"]
-
-
-def test_percentile_of_one_window_is_that_window() -> None:
-    assert percentile_95([3.0]) == 3.0
-    assert percentile_95([float(i) for i in range(101)]) == pytest.approx(95.0)
-
-
-def test_a_heat_map_is_dark_at_zero_and_bright_at_its_most() -> None:
-    image = draw_heat_map(np.array([[0.0, 2.0], [1.0, 0.0]]))
-    assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[0] == image.shape[1]
-    cell = image.shape[0] // 2
-    assert image[0, 0].tolist() == ANCHORS[0].tolist() and image[0, cell].tolist() == ANCHORS[-1].tolist()
-    assert image[cell, 0].tolist() == ANCHORS[2].tolist()
-    assert (draw_heat_map(np.zeros((2, 3))) == draw_heat_map(np.zeros((2, 3)))[0, 0]).all()
+def test_everyone_sees_what_concerns_them(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    records, telemetry = RecordFile(run), TelemetryFile(run)
+    everyone = Observers([records, telemetry])
+    everyone.show({**evaluation(1.02)})
+    everyone.show_block(steps_block(1, 10))
+    everyone.flush()
+    assert [record["kind"] for record in run.records()] == ["evaluation", "warning"]
+    assert len(read_steps(run)[0].steps) == 10
+    records.close()
+    telemetry.close()
 
 
 def test_ranks_are_written_as_ranges() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from cluster.host import count_cores
 from cluster.inventory import build_inventory, read_facts
-from dlrm.timing import STEP, STEP_COLUMNS
+from dlrm.step_columns import STEP, STEP_COLUMNS
 from launcher.bench.collectives import bench_collectives
 from launcher.bench.cost import CostBenchmark, render_cost
 from launcher.bench.fused_sets import (

@@ -1,0 +1,78 @@
+"""What was told and is not over: each finding once, its end once, and again when it got much worse."""
+
+import math
+from dataclasses import dataclass, replace
+
+from cluster.imbalance.diagnosis import Finding
+from cluster.imbalance.verdict import Cause, Verdict
+
+WORSE = 1.5
+"""A finding is told again when its growth is so many times what it was: that may be worth another plan."""
+
+Place = int | Cause
+"""What a finding is about: a rank, or by its cause the links or the whole fleet."""
+
+
+@dataclass(frozen=True)
+class _Held:
+    finding: Finding
+    told_step: int
+    is_of_plan: bool
+
+
+class Findings:
+    """The findings of one plan. A plan's own fault, there from its first step, lasts until the next plan."""
+
+    def __init__(self, cool_down_steps: int) -> None:
+        """Nothing was told yet."""
+        self._cool_down_steps = cool_down_steps
+        self._held: dict[Place, _Held] = {}
+        self._ended: dict[Place, int] = {}
+
+    def places(self) -> tuple[Place, ...]:
+        """What there are findings about."""
+        return tuple(self._held)
+
+    def is_quiet(self, step: int) -> bool:
+        """Whether no rank is held, nor was a moment ago."""
+        ended = [when for place, when in self._ended.items() if not isinstance(place, Cause)]
+        is_held = any(not isinstance(place, Cause) and not held.is_of_plan for place, held in self._held.items())
+        return not is_held and all(step - when >= self._cool_down_steps for when in ended)
+
+    def ended_step(self, place: Place) -> int:
+        """When the last finding about this place ended, 0 where there was none."""
+        return self._ended.get(place, 0)
+
+    def may_tell(self, place: Place, step: int) -> bool:
+        """Whether a finding about this place may be told at this step."""
+        held = self._held.get(place)
+        before = held.told_step if held else self._ended.get(place)
+        return before is None or step - before >= self._cool_down_steps
+
+    def tell(self, place: Place, finding: Finding, step: int, is_of_plan: bool = False) -> list[Verdict]:
+        """The verdict of a finding that is new, or much worse than what was told of its place."""
+        held = self._held.get(place)
+        if held and math.expm1(finding.growth) < WORSE * math.expm1(held.finding.growth):
+            return []
+        if held and not held.is_of_plan:
+            finding = replace(finding, verdict=replace(finding.verdict, step=step))
+        self._held[place] = _Held(finding, step, is_of_plan)
+        return [finding.verdict]
+
+    def end(self, place: Place, step: int) -> list[Verdict]:
+        """The verdict that what was found about a place is over."""
+        held = self._held[place]
+        if held.is_of_plan:
+            return []
+        del self._held[place]
+        self._ended[place] = step
+        return [replace(held.finding.verdict, step=step, is_over=True)]
+
+    def locate(self, rank: int, step: int) -> Verdict | None:
+        """The verdict of the slow link that was told without a rank, now with it; None where there is none such."""
+        held = self._held.get(Cause.SLOW_LINK)
+        if held is None or held.finding.verdict.rank is not None:
+            return None
+        verdict = replace(held.finding.verdict, rank=rank, step=step)
+        self._held[Cause.SLOW_LINK] = replace(held, finding=replace(held.finding, verdict=verdict))
+        return verdict

@@ -1,0 +1,41 @@
+"""What can be set of a watch."""
+
+from dataclasses import dataclass
+
+from cluster.imbalance.detectors import DETECTORS
+from planner.text import did_you_mean
+
+
+@dataclass(frozen=True)
+class WatchSettings:
+    """How a watch learns and how sure it has to be. Counts of steps.
+
+    Attributes:
+        detector: One of DETECTORS; the default won `bench detect`.
+        warmup_steps: Not looked at: caches, allocators and lazy optimizer state settle.
+        baseline_steps: Learned from after that; with 80 the medians are known to an eighth of a step's noise.
+        persistence_steps: So many steps in all but a row must alarm, each over its last few. So bursts of a noisy
+            neighbour that are no longer are harmless, and a change is known after 7 more.
+        cool_down_steps: After a finding or its end none is told of the same rank for so long.
+
+    Raises ValueError where a value makes no sense.
+    """
+
+    detector: str = "robust_z"
+    warmup_steps: int = 20
+    baseline_steps: int = 80
+    persistence_steps: int = 9
+    cool_down_steps: int = 50
+
+    def __post_init__(self) -> None:
+        faults = []
+        if self.detector not in DETECTORS:
+            hint = did_you_mean(self.detector, DETECTORS)
+            faults.append(f"detector: found {self.detector!r}, expected one of {', '.join(DETECTORS)}{hint}")
+        for name, least in (("warmup_steps", 0), ("baseline_steps", 20), ("persistence_steps", 2)):
+            if getattr(self, name) < least:
+                faults.append(f"{name}: found {getattr(self, name)}, expected at least {least}")
+        if self.cool_down_steps < 0:
+            faults.append(f"cool_down_steps: found {self.cool_down_steps}, expected at least 0")
+        if faults:
+            raise ValueError("; ".join(faults))
