@@ -52,7 +52,8 @@ class WindowExchange:
         self._shapes = (window_steps, num_columns), (num_shards, 2)
         self._ends = np.cumsum([len(HEAD), window_steps * num_columns, 2 * num_shards])
         self._own = torch.zeros(int(self._ends[-1]), dtype=torch.float64)
-        self._all = torch.zeros(world_size * len(self._own), dtype=torch.float64)
+        self._all = torch.zeros(world_size, len(self._own), dtype=torch.float64)
+        self._rows = list(self._all.unbind())
 
     def share(self, command_id: int, bad_step: int, steps: np.ndarray, shards: np.ndarray) -> Gathered:
         """Give every rank all rows: own steps `[N, C]`, no more than a window's, and own shards. Collective."""
@@ -60,8 +61,8 @@ class WindowExchange:
         own[: len(HEAD)] = command_id, bad_step, len(steps)
         own[self._ends[0] :][: steps.size] = steps.ravel()
         own[self._ends[1] :][: shards.size] = shards.ravel()
-        dist.all_gather_into_tensor(self._all, self._own)
-        head, timed, counted = np.split(self._all.numpy().reshape(-1, len(own)), self._ends[:-1], axis=1)
+        dist.all_gather(self._rows, self._own)
+        head, timed, counted = np.split(self._all.numpy(), self._ends[:-1], axis=1)
         world_size = len(head)
         timed = timed.reshape(world_size, *self._shapes[0])[:, : len(steps)]
         return Gathered(

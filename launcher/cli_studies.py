@@ -55,6 +55,7 @@ def add_benchmarks(commands: Any) -> None:
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="runs to average over (5)")
     add_cost_benchmark(names)
     add_plans_benchmark(names)
+    add_telemetry_benchmarks(names)
 
 
 def add_cost_benchmark(names: Any) -> None:
@@ -98,6 +99,30 @@ def add_plans_benchmark(names: Any) -> None:
     text = "scale rows and batch to fit this machine, plan anew and run every rank of every plan"
     parser.add_argument("--measure", action="store_true", help=text)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+
+
+def add_telemetry_benchmarks(names: Any) -> None:
+    """`shardwright bench overhead` and `bench detect`."""
+    text = "run the same steps with and without telemetry, in turns, and compare their times"
+    about = "Ranks, driver and files are those of a real run. With configs/quickstart.yaml a pair of blocks takes 10 s."
+    parser = names.add_parser("overhead", help=text, description=f"{text}. {about}", epilog=EPILOG)
+    parser.set_defaults(command=bench_overhead)
+    parser.add_argument("--pairs", type=_count, default=20, metavar="N", help="blocks of each kind (20)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    add_config(parser)
+    text = "compare the detectors of imbalance on made-up traces and on recorded ones"
+    parser = names.add_parser("detect", help=text, description=f"{text}.", epilog=EPILOG)
+    parser.set_defaults(command=bench_detect)
+    parser.add_argument("--runs", type=_count, default=30, metavar="N", help="of each kind and number of ranks (30)")
+    parser.add_argument("--ranks", type=_whole_numbers, default=(8, 64), metavar="N,N", help="of made-up runs (8,64)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="first of the made-up runs (0)")
+    text = "made-up steps without a fault, in which false alarms are counted (100000)"
+    parser.add_argument("--clean-steps", type=_count, default=100_000, metavar="N", help=text)
+    parser.add_argument("--recorded", type=Path, metavar="FILE", help="traces of real ranks (.npz) to judge by as well")
+    text = "record --runs traces of each kind with the ranks of --config into --recorded first; goes on with a file"
+    parser.add_argument("--record", action="store_true", help=text)
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    add_config(parser)
 
 
 def bench_cost_file(options: argparse.Namespace) -> ExitCode:
@@ -167,6 +192,43 @@ def bench_plans(options: argparse.Namespace) -> ExitCode:
     return ExitCode.OK
 
 
+def bench_overhead(options: argparse.Namespace) -> ExitCode:
+    """`shardwright bench overhead`."""
+    from launcher.bench.overhead import render_overhead, run_overhead
+    from launcher.views.tables import make_console
+
+    found = run_overhead(load(options), options.pairs, make_console(stderr=True).print)
+    if options.json:
+        print_json(found)
+    else:
+        for part in render_overhead(found):
+            make_console().print(part)
+    return ExitCode.OK
+
+
+def bench_detect(options: argparse.Namespace) -> ExitCode:
+    """`shardwright bench detect`."""
+    from launcher.bench.detect import DetectBenchmark, run_detect
+    from launcher.bench.detect_recording import record_traces
+    from launcher.bench.detect_report import render_detect
+    from launcher.config import ConfigError
+    from launcher.views.tables import make_console
+
+    tell = make_console(stderr=True).print
+    if options.record:
+        if options.recorded is None:
+            raise ConfigError(["bench detect --record: there is no --recorded FILE to record into"])
+        record_traces(load(options), options.recorded, options.runs, tell)
+    asked = DetectBenchmark(options.runs, options.ranks, options.clean_steps, options.seed, options.recorded)
+    found = run_detect(asked, tell)
+    if options.json:
+        print_json(found)
+    else:
+        for part in render_detect(found):
+            make_console().print(part)
+    return ExitCode.OK
+
+
 def pretrain_cost(options: argparse.Namespace) -> ExitCode:
     """`shardwright pretrain cost`."""
     from launcher.pretrain import pretrain_cost as run
@@ -209,6 +271,13 @@ def _span(text: str) -> tuple[int, int]:
         return int(first), int(last or first)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"found {text!r}, expected two whole numbers as in 10:59, or one") from error
+
+
+def _count(text: str) -> int:
+    """A whole number above 0."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number above 0")
+    return int(text)
 
 
 def _minutes(text: str) -> float:
