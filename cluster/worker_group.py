@@ -136,6 +136,13 @@ class WorkerGroup:
                 return self._poll(max(0.0, deadline_s - time.monotonic()), [rank], after=self._delivered)[0]
         return Drained()
 
+    def poll_rest(self, timeout_s: float = 1.0) -> tuple[Drained, ...]:
+        """As `poll` of all ranks, of every series only the rows beyond those of all polls since `run`.
+
+        For the end of a run in which one rank spoke for all: the others' buffers are full of rows that it gave.
+        """
+        return self._poll(timeout_s, range(self.world_size), after=self._delivered)
+
     def post(self, command: Mapping[str, Any]) -> int:
         """Puts the command, with the next id added under `id`, into every inbox; returns that id without waiting.
 
@@ -199,6 +206,8 @@ class WorkerGroup:
             return Drained()
         try:
             drained: Drained = ray.get(self._polls.pop(rank))
+        except ray.exceptions.RayTaskError:  # not lost: what it gave did not travel, and must not be missing silently
+            raise
         except ray.exceptions.RayError:  # a lost worker has nothing to give
             return Drained()
         self._delivered.update((block.name, int(block.steps[-1])) for block in drained.blocks)

@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 
+from dlrm.errors import DlrmError
 from dlrm.options import option
 
 
@@ -83,6 +84,10 @@ class ProfilerConfig:
     ranks: list[int] = option([0], "ranks that write a trace", at_least=0, min_items=1)
 
 
+# A step of the quick start takes 40 kB of a packed trace and 10 ms to write.
+MOST_PROFILED_STEPS = 100
+
+
 def parse_steps(text: str) -> tuple[int, int]:
     """First and last step of `FIRST:LAST`, both profiled and counted from 1.
 
@@ -101,4 +106,16 @@ def parse_steps(text: str) -> tuple[int, int]:
             f"profiler.steps: found {text!r}, expected FIRST:LAST with 1 <= FIRST <= LAST, as in 100:110; steps are "
             "counted from 1"
         )
+    if last - first >= MOST_PROFILED_STEPS:
+        raise ValueError(
+            f"profiler.steps: found {text!r}, {last - first + 1} steps, expected {MOST_PROFILED_STEPS} at most: a "
+            "trace is held in memory, and written while the other ranks wait"
+        )
     return first, last
+
+
+def check_profiler(config: ProfilerConfig, world_size: int) -> None:
+    """Raise DlrmError, `profiler`, for ranks that a job of so many does not have."""
+    missing = [rank for rank in config.ranks if rank >= world_size]
+    if config.steps is not None and missing:
+        raise DlrmError(f"profiler.ranks: there is no rank {missing[0]}; this job has {world_size}, from 0", "profiler")

@@ -1,10 +1,13 @@
 """What the ranks tell one another between two windows: timings, counts, and agreement on a command."""
 
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import torch
 import torch.distributed as dist
+
+from dlrm.shard_sample import SHARD_COLUMNS
 
 # What every rank says of itself, before its steps and its shards.
 HEAD = ("command_id", "bad_step", "num_steps")
@@ -18,7 +21,7 @@ class Gathered:
     Attributes:
         head: float64 [W, len(HEAD)].
         steps: float64 [N, W, C], the steps whose times are known.
-        shards: float64 [W, most shards of a rank, 2], padded.
+        shards: float64 [W, most shards of a rank, len(SHARD_COLUMNS)], padded.
     """
 
     head: np.ndarray
@@ -43,14 +46,14 @@ class Gathered:
 
 
 class WindowExchange:
-    """One all-gather of host memory; buffers are made once, a row of `8 * (3 + window * C + 2 S)` bytes a rank.
+    """One all-gather of host memory; buffers are made once, a row of `8 * (3 + window * C + 3 S)` bytes a rank.
 
-    It goes through gloo also where the ranks train on GPUs, so it waits for no device.
+    It goes through gloo also where the ranks train on GPUs, so it waits for no device; each host waits for the last.
     """
 
     def __init__(self, world_size: int, window_steps: int, num_columns: int, num_shards: int) -> None:
-        self._shapes = (window_steps, num_columns), (num_shards, 2)
-        self._ends = np.cumsum([len(HEAD), window_steps * num_columns, 2 * num_shards])
+        self._shapes = (window_steps, num_columns), (num_shards, len(SHARD_COLUMNS))
+        self._ends = np.cumsum([len(HEAD), *map(prod, self._shapes)])
         self._own = torch.zeros(int(self._ends[-1]), dtype=torch.float64)
         self._all = torch.zeros(world_size, len(self._own), dtype=torch.float64)
         self._rows = list(self._all.unbind())
@@ -64,6 +67,7 @@ class WindowExchange:
         dist.all_gather(self._rows, self._own)
         head, timed, counted = np.split(self._all.numpy(), self._ends[:-1], axis=1)
         world_size = len(head)
+        assert (head[:, NUM_STEPS] == len(steps)).all(), "ranks closed windows of different lengths"
         timed = timed.reshape(world_size, *self._shapes[0])[:, : len(steps)]
         return Gathered(
             head.copy(), timed.transpose(1, 0, 2).copy(), counted.reshape(world_size, *self._shapes[1]).copy()

@@ -60,6 +60,10 @@ class PhaseLog:
         if self._open:
             self._open.append((time.time_ns(), column))
 
+    def cancel_step(self) -> None:
+        """There was no batch left for the step."""
+        self._open = []
+
     def end_step(self) -> None:
         """The step is over; nothing happens between two steps."""
         if self._open:
@@ -109,6 +113,12 @@ class LabelledClock:
     def count(self, counter: int, amount: float) -> None:
         """See PhaseClock."""
         self._clock.count(counter, amount)
+
+    def cancel_step(self) -> None:
+        """See PhaseClock."""
+        if self.log is not None:
+            self.log.cancel_step()
+        self._clock.cancel_step()
 
     def end_step(self) -> None:
         """See PhaseClock."""

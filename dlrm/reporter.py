@@ -27,9 +27,9 @@ class Reporter:
         self.say(warning_record(message, step))
 
     def note(self, message: str | None, step: int) -> None:
-        """Something that a user asked for, if there is anything to say."""
+        """Something that a user asked of this very rank, if there is anything to say."""
         if message is not None:
-            self.say(note_record(message, step))
+            self._place.outbox.put(note_record(message, step))
 
     def tell(self, window: Window) -> None:
         """A window of training: every rank keeps the rows of all."""

@@ -38,10 +38,10 @@ class StepMeter(Protocol):
         """The step is over."""
 
     def count_shards(self) -> torch.Tensor:
-        """What this rank's shards looked up in the latest step, `[shards, 2]`."""
+        """What this rank's shards looked up in the latest step, `[shards, len(SHARD_COLUMNS)]`."""
 
     def join_shards(self, gathered: np.ndarray) -> np.ndarray:
-        """All ranks' counts `[S, 2]` in the order that was declared."""
+        """All ranks' counts `[S, len(SHARD_COLUMNS)]` in the order that was declared."""
 
 
 def make_meter(
@@ -74,6 +74,7 @@ class ModelMeter:
         self._sampler = ShardSampler(job.plan, job.tables, rank)
         self.most_shards = max(self._sampler.sizes)
         self._device = device
+        self._peak_bytes = peak_bytes(device)
         self._num_windows = 0
 
     def declare(self, rings: Rings) -> None:
@@ -84,11 +85,13 @@ class ModelMeter:
 
     def end_step(self) -> None:
         """See StepMeter."""
-        self.clock.count(PEAK_BYTES, peak_bytes(self._device))
+        self.clock.count(PEAK_BYTES, self._peak_bytes)
         self.clock.end_step()
 
     def count_shards(self) -> torch.Tensor:
         """See StepMeter."""
+        # Asking the system takes as long as fifty phases: once a window is enough for a peak.
+        self._peak_bytes = peak_bytes(self._device)
         is_distinct = is_distinct_window(self._num_windows)
         self._num_windows += 1
         return self._sampler.count(self._traffic.latest, is_distinct, self._device)

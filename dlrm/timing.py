@@ -6,7 +6,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from dlrm.step_columns import COUNTERS, DATA_WAIT, OTHER, STEP, STEP_COLUMNS, StepColumns
+from dlrm.step_columns import COUNTERS, OTHER, STEP, STEP_COLUMNS, StepColumns
 
 # The phase between two steps, which no column counts.
 IDLE = -1
@@ -27,6 +27,9 @@ class PhaseClock(Protocol):
     def end_step(self) -> None:
         """The step is over and counts."""
 
+    def cancel_step(self) -> None:
+        """There was no batch left: what was timed since the last finished step is forgotten, and nothing more timed."""
+
     def read(self) -> np.ndarray:
         """The oldest window `[steps, columns]` whose times are known, without waiting; begins the next window.
 
@@ -37,15 +40,26 @@ class PhaseClock(Protocol):
         """What no `read` has given yet, `[steps, columns]`, even if that takes waiting."""
 
 
-class Counts:
-    """The counters of up to `window` steps."""
+class Table:
+    """Numbers of up to `window` steps as lists, `row` being the present one's.
 
-    def __init__(self, window: int) -> None:
-        self.rows = np.zeros((window, len(COUNTERS)))
+    Between two phases the processor's caches hold tensors, not code: adding to a list runs through far less of it than
+    adding to an array, and takes a quarter of the time.
+    """
 
-    def add(self, step: int, counter: int, amount: float) -> None:
-        """Add to a counter of a step."""
-        self.rows[step, counter] += amount
+    def __init__(self, window: int, num_columns: int) -> None:
+        self._zeros = [0.0] * num_columns
+        self._rows = [[0.0] * num_columns for _ in range(window)]
+        self.row = self._rows[0]
+
+    def begin(self, step: int) -> None:
+        """Go to a step's row, all zeros."""
+        self.row = self._rows[step]
+        self.row[:] = self._zeros
+
+    def take(self, num_steps: int) -> np.ndarray:
+        """The first rows, float64 `[num_steps, columns]`."""
+        return np.array(self._rows[:num_steps], dtype=np.float64).reshape(num_steps, len(self._zeros))
 
 
 class HostClock:
@@ -56,15 +70,15 @@ class HostClock:
 
     def __init__(self, window: int, columns: StepColumns) -> None:
         self._columns = columns
-        self._ns = np.zeros((window, columns.num_times), dtype=np.int64)
-        self._counts = Counts(window)
+        self._ns = Table(window, columns.num_times)
+        self._counts = Table(window, len(COUNTERS))
         self._step = self._since = 0
         self._column = IDLE
 
     def begin_step(self) -> None:
         """See PhaseClock."""
-        self._ns[self._step] = 0
-        self._counts.rows[self._step] = 0
+        self._ns.begin(self._step)
+        self._counts.begin(self._step)
         self._column = OTHER
         self._since = time.perf_counter_ns()
 
@@ -73,25 +87,29 @@ class HostClock:
         before = self._column
         if before != IDLE:
             now = time.perf_counter_ns()
-            self._ns[self._step, before] += now - self._since
+            self._ns.row[before] += now - self._since
             self._since, self._column = now, column
         return before
 
     def count(self, counter: int, amount: float) -> None:
         """See PhaseClock."""
         if self._column != IDLE:
-            self._counts.add(self._step, counter, amount)
+            self._counts.row[counter] += amount
 
     def end_step(self) -> None:
         """See PhaseClock."""
         self.enter(IDLE)
         self._step += 1
 
+    def cancel_step(self) -> None:
+        """See PhaseClock."""
+        self._column = IDLE
+
     def read(self) -> np.ndarray:
         """See PhaseClock."""
-        ms = self._ns[: self._step] * 1e-6
+        ms = self._ns.take(self._step) * 1e-6
         ms[:, STEP] = ms.sum(axis=1)
-        rows = _join(ms, self._columns, self._counts.rows)
+        rows = _join(ms, self._columns, self._counts.take(self._step))
         self._step = 0
         return rows
 
@@ -101,19 +119,18 @@ class HostClock:
 
 
 class CudaClock:
-    """Phases by CUDA events on the stream that computes; only waiting for data is timed by the host.
+    """Phases by CUDA events on the stream that computes; the phases of a step add up to its `step_ms`.
 
     A phase lasts from its event to the next one, so it holds the device's idling too, for want of work or for a
-    collective of another stream. `data_wait_ms` is the host's and runs beside the others, which add up to `step_ms`
-    without it. There are two banks of events: one is filled while the device works off the other, so that a read finds
-    events of a window ago and does not wait. Events are made on first use and reused from then on.
+    collective of another stream: `data_wait_ms` is what waiting for data holds the device up. There are two banks of
+    events: one is filled while the device works off the other, so that a read finds events of a window ago and does
+    not wait. Events are made on first use and reused from then on.
     """
 
     def __init__(self, window: int, columns: StepColumns) -> None:
         self._columns = columns
         self._stream = torch.cuda.current_stream()
         self._filling, self._pending = _Bank(window), _Bank(window)
-        self._since = 0
         self._column = IDLE
 
     def begin_step(self) -> None:
@@ -125,26 +142,24 @@ class CudaClock:
     def enter(self, column: int) -> int:
         """See PhaseClock."""
         before = self._column
-        if before == IDLE:
-            return before
-        if before == DATA_WAIT:
-            self._filling.data_wait_ns[self._filling.num_steps] += time.perf_counter_ns() - self._since
-        self._column = column
-        if column == DATA_WAIT:
-            self._since = time.perf_counter_ns()
-        else:
+        if before != IDLE:
+            self._column = column
             self._filling.record(column, self._stream)
         return before
 
     def count(self, counter: int, amount: float) -> None:
         """See PhaseClock."""
         if self._column != IDLE:
-            self._filling.counts.add(self._filling.num_steps, counter, amount)
+            self._filling.counts.row[counter] += amount
 
     def end_step(self) -> None:
         """See PhaseClock."""
         self.enter(IDLE)
         self._filling.num_steps += 1
+
+    def cancel_step(self) -> None:
+        """See PhaseClock."""
+        self._column = IDLE
 
     def read(self) -> np.ndarray:
         """See PhaseClock."""
@@ -162,16 +177,14 @@ class _Bank:
 
     def __init__(self, window: int) -> None:
         self.num_steps = 0
-        self.data_wait_ns = np.zeros(window, dtype=np.int64)
-        self.counts = Counts(window)
+        self.counts = Table(window, len(COUNTERS))
         self._events: list[list[torch.cuda.Event]] = [[] for _ in range(window)]
         self._entered: list[list[int]] = [[] for _ in range(window)]
 
     def begin_step(self) -> None:
         """Forget what was recorded of an unfinished step."""
         self._entered[self.num_steps].clear()
-        self.data_wait_ns[self.num_steps] = 0
-        self.counts.rows[self.num_steps] = 0
+        self.counts.begin(self.num_steps)
 
     def record(self, column: int, stream: "torch.cuda.Stream") -> None:
         """Put the next event of this step on the stream, whichever stream or thread the caller is on."""
@@ -192,8 +205,7 @@ class _Bank:
             for index, column in enumerate(entered[:-1]):
                 row[column] += events[index].elapsed_time(events[index + 1])
             row[STEP] = row.sum()
-        ms[:, DATA_WAIT] = self.data_wait_ns[: self.num_steps] * 1e-6
-        rows = _join(ms, columns, self.counts.rows)
+        rows = _join(ms, columns, self.counts.take(self.num_steps))
         self.num_steps = 0
         return rows
 
@@ -214,6 +226,9 @@ class NoClock:
     def end_step(self) -> None:
         """See PhaseClock."""
 
+    def cancel_step(self) -> None:
+        """See PhaseClock."""
+
     def read(self) -> np.ndarray:
         """No steps."""
         return np.zeros((0, 0))
@@ -232,4 +247,4 @@ def _join(ms: np.ndarray, columns: StepColumns, counts: np.ndarray) -> np.ndarra
     """Times `[steps, num_times]`, parts added to what they belong to, beside the counters of the same steps."""
     for part, (_, whole) in enumerate(columns.parts, start=len(STEP_COLUMNS)):
         ms[:, whole] += ms[:, part]
-    return np.concatenate([ms, counts[: len(ms)]], axis=1)
+    return np.concatenate([ms, counts], axis=1)

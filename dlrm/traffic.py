@@ -55,7 +55,7 @@ class TrafficHooks:
         for group, lookup in enumerate(collection._lookups):
             lookup.register_forward_pre_hook(self._on_lookup(group))
         for output_dist in collection._output_dists:
-            output_dist.register_forward_hook(self._on_pooled_sent)
+            output_dist.register_forward_hook(self._on_pooled_sent())
 
     def _on_ids_sent(self, _module: nn.Module, inputs: tuple[KeyedJaggedTensor, ...]) -> None:
         self._clock.count(INPUT_DIST_BYTES, num_bytes(inputs[0].values()) + num_bytes(inputs[0].lengths()))
@@ -67,10 +67,18 @@ class TrafficHooks:
 
         return count
 
-    def _on_pooled_sent(self, output_dist: Any, inputs: tuple[torch.Tensor, ...], _output: Any) -> None:
-        forward, backward = pooled_bytes(output_dist, inputs[0])
-        self._clock.count(OUTPUT_DIST_FORWARD_BYTES, forward)
-        self._clock.count(OUTPUT_DIST_BACKWARD_BYTES, backward)
+    def _on_pooled_sent(self) -> Callable[..., None]:
+        """A hook on an output_dist; its bytes are worked out again where a batch has another shape."""
+        shape, known = torch.Size(), (0, 0)
+
+        def count(output_dist: nn.Module, inputs: tuple[torch.Tensor, ...], _output: Any) -> None:
+            nonlocal shape, known
+            if inputs[0].shape != shape:
+                shape, known = inputs[0].shape, pooled_bytes(output_dist, inputs[0])
+            self._clock.count(OUTPUT_DIST_FORWARD_BYTES, known[0])
+            self._clock.count(OUTPUT_DIST_BACKWARD_BYTES, known[1])
+
+        return count
 
 
 def pooled_bytes(output_dist: Any, pooled: torch.Tensor) -> tuple[int, int]:

@@ -232,6 +232,7 @@ class Trainer:
         try:
             loss, logits, labels = self.pipeline.progress(feed)
         except StopIteration:
+            self.clock.cancel_step()
             return False
         self.log.add(loss, logits, labels)
         self.meter.end_step()
@@ -244,12 +245,13 @@ class Trainer:
         while not self.is_stopping and (limit is None or given < limit):
             before = self.clock.enter(DATA_WAIT)
             batch = next(batches, None)
-            self.clock.enter(before)
             if batch is None:
                 self.is_exhausted = True
                 return
+            batch = self.injections.transform(batch)
+            self.clock.enter(before)
             given += 1
-            yield self.injections.transform(batch)
+            yield batch
 
     def _close_window(self) -> None:
         """Exchange what happened since the last window."""
@@ -284,6 +286,7 @@ class Trainer:
             place = self.place
             send_ms = probe_links(place.rank, place.world_size, self.device, self.injections.delay_send)
             self.reporter.say(links_record(send_ms, self.step))
+            self.window_began = time.perf_counter()
 
     def _total_steps(self) -> int | None:
         """Steps of the whole job; unknown in the first pass over files."""

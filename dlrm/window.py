@@ -8,6 +8,7 @@ import torch.distributed as dist
 
 from dlrm.exchange import Mail, WindowExchange
 from dlrm.metrics import NUM_STATES, BinaryMetrics
+from dlrm.shard_sample import SHARD_COLUMNS
 from dlrm.step_meter import StepMeter
 
 
@@ -38,7 +39,7 @@ class Window:
         span: Its steps.
         metrics: The summed state of `BinaryMetrics`.
         steps: float64 [N, W, C], every rank's row of every step; none without telemetry.
-        shards: float64 [S, 2], what each shard looked up in the last step; none without telemetry.
+        shards: float64 [S, len(SHARD_COLUMNS)], what each shard looked up in the last step; none without telemetry.
         first_bad_step: (step, rank) of the first loss that was not finite, if there was one.
     """
 
@@ -118,7 +119,7 @@ class WindowLog:
 
     def _share(self, arrived: torch.Tensor | None, rows: np.ndarray, command_id: int) -> Exchanged:
         if arrived is None:
-            nothing = np.zeros((0, 2))
+            nothing = np.zeros((0, len(SHARD_COLUMNS)))
             return Exchanged(self._exchange.share(command_id, 0, rows, nothing).agreed_command, None)
         state, bad_step, shards = arrived[:NUM_STATES], int(arrived[NUM_STATES]), arrived[NUM_STATES + 1 :]
         gathered = self._exchange.share(command_id, bad_step, rows, shards.numpy())

@@ -121,6 +121,8 @@ def add_telemetry_benchmarks(names: Any) -> None:
     parser.add_argument("--recorded", type=Path, metavar="FILE", help="traces of real ranks (.npz) to judge by as well")
     text = "record --runs traces of each kind with the ranks of --config into --recorded first; goes on with a file"
     parser.add_argument("--record", action="store_true", help=text)
+    text = "only find the detectors' thresholds anew, at one rate of false alarms (some minutes)"
+    parser.add_argument("--calibrate", action="store_true", help=text)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     add_config(parser)
 
@@ -208,13 +210,16 @@ def bench_overhead(options: argparse.Namespace) -> ExitCode:
 
 def bench_detect(options: argparse.Namespace) -> ExitCode:
     """`shardwright bench detect`."""
-    from launcher.bench.detect import DetectBenchmark, run_detect
+    from launcher.bench.detect import DetectBenchmark, run_calibration, run_detect
     from launcher.bench.detect_recording import record_traces
     from launcher.bench.detect_report import render_detect
     from launcher.config import ConfigError
     from launcher.views.tables import make_console
 
     tell = make_console(stderr=True).print
+    if options.calibrate:
+        print_json(run_calibration(tell))
+        return ExitCode.OK
     if options.record:
         if options.recorded is None:
             raise ConfigError(["bench detect --record: there is no --recorded FILE to record into"])

@@ -24,7 +24,7 @@ class Delivery:
 
     def __init__(self, group: WorkerGroup, observer: Observer, watcher: Watcher | None) -> None:
         self._group, self._observer, self._watcher = group, observer, watcher
-        self._is_stopping = False
+        self._is_stopping = self._is_probed = self._are_links_known = False
         self._step = 0
 
     def stop(self) -> None:
@@ -39,10 +39,13 @@ class Delivery:
         self._take(drained)
 
     def carry_last(self, timeout_s: float) -> None:
-        """Hand on what is left once the run has ended, from whichever rank still answers."""
+        """Hand on what is left once the run has ended, from whichever rank still answers, and the notes of all."""
         self.carry(timeout_s)
         drained = self._group.poll_survivor(timeout_s)
         self._take(replace(drained, records=(), num_dropped=0))
+        rest = self._group.poll_rest(timeout_s)
+        notes = tuple(record for each in rest for record in each.records if record["kind"] == "note")
+        self._take(Drained(notes))
 
     def _take(self, drained: Drained) -> None:
         for block in drained.blocks:
@@ -54,6 +57,9 @@ class Delivery:
             self._observer.show(record)
             if record["kind"] == "links":
                 self._locate(record["send_ms"])
+            elif record["kind"] == "window" and self._watcher is not None and not self._is_probed:
+                # What is usual for the links of this job is found in its first steps, which are not judged.
+                self._probe()
         num_dropped = drained.num_dropped + sum(block.num_dropped for block in drained.blocks)
         if num_dropped:
             message = f"{num_dropped} records or rows were lost: this process was too slow to fetch them"
@@ -63,14 +69,24 @@ class Delivery:
     def _tell(self, verdict: Verdict) -> None:
         """Show a verdict; a slow link that has no name yet is looked for."""
         self._observer.show(verdict.to_record())
-        is_unnamed = verdict.cause is Cause.SLOW_LINK and verdict.rank is None
-        # A stop must stay the newest command.
-        if is_unnamed and not verdict.is_over and not self._is_stopping:
+        if verdict.cause is Cause.SLOW_LINK and verdict.rank is None and not verdict.is_over:
+            self._probe()
+
+    def _probe(self) -> None:
+        """Ask for a probe of the links; a stop must stay the newest command."""
+        self._is_probed = True
+        if not self._is_stopping and self._group.world_size > 1:
             self._group.post({"kind": PROBE_LINKS})
 
     def _locate(self, send_ms: list[list[float | None]]) -> None:
-        found = None if self._watcher is None else self._watcher.locate(np.array(send_ms, dtype=np.float64))
-        if found is not None:
+        """The first probe is what is usual, any other one is to name a slow link."""
+        if self._watcher is None:
+            return
+        found_ms = np.array(send_ms, dtype=np.float64)
+        if not self._are_links_known:
+            self._are_links_known = True
+            self._watcher.learn_links(found_ms)
+        elif (found := self._watcher.locate(found_ms)) is not None:
             self._observer.show(found.to_record())
 
 

@@ -9,10 +9,12 @@ from typing import Any
 from cluster.inventory import Inventory, take_inventory
 from cluster.session import open_session
 from dlrm.checkpoint_folder import check_resume, describe_settings, find_checkpoint, read_plan
+from dlrm.config import check_profiler
 from dlrm.data.criteo_origin import VocabularyOrigin
 from dlrm.data.factory import check_size, open_schema
 from dlrm.data.files import list_files
 from dlrm.data.schema import DataSchema
+from dlrm.injection_config import check_injections
 from dlrm.job import BATCHES_IN_FLIGHT, TrainJob, resolve_pipeline
 from dlrm.size import DenseWork, add_access, declare_tables, describe_dense
 from launcher.access import find_access
@@ -139,6 +141,8 @@ def prepare(
     target = find_target(config, topology_path, profile_path)
     topology = target.described.topology
     check_size(config.data, config.train.batch_size, topology.world_size)
+    check_profiler(config.profiler, topology.world_size)
+    check_injections(config.inject, [table.name for table in task.tables], topology.world_size)
     task, notes = with_access(task, topology.world_size)
     problem = task.problem(topology)
     checkpoint = None if config.run.resume is None else find_checkpoint(Path(config.run.resume))

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from cluster.imbalance.detectors import DETECTORS
+from cluster.imbalance.settings import WatchSettings
 from dlrm.config import (
     DenseOptimizerConfig,
     ModelConfig,
@@ -91,12 +92,20 @@ class ImbalanceSection:
 
     enabled: bool = option(True, "watch the steps of every rank and say which one slows the job down, and why")
     detector: str = option(
-        "robust_z", "what tells a change from noise; `shardwright bench detect` compares them", choices=tuple(DETECTORS)
+        WatchSettings.detector,
+        "what tells a change from noise; `shardwright bench detect` compares them",
+        choices=tuple(DETECTORS),
     )
-    warmup_steps: int = option(20, "first steps, which are not looked at", at_least=0)
-    baseline_steps: int = option(80, "steps after those, from which the usual balance is learned", at_least=20)
-    persistence_steps: int = option(10, "steps that a change must last before it is told", at_least=2)
-    cool_down_steps: int = option(50, "steps between two verdicts on the same rank", at_least=0)
+    warmup_steps: int = option(WatchSettings.warmup_steps, "first steps, which are not looked at", at_least=0)
+    baseline_steps: int = option(
+        WatchSettings.baseline_steps, "steps after those, from which the usual balance is learned", at_least=20
+    )
+    persistence_steps: int = option(
+        WatchSettings.persistence_steps, "steps that a change must last before it is told", at_least=2
+    )
+    cool_down_steps: int = option(
+        WatchSettings.cool_down_steps, "steps between two verdicts on the same rank", at_least=0
+    )
 
 
 @dataclass

@@ -96,7 +96,7 @@ def iterate_blocks(path: Path) -> Iterator[Block]:
     """The blocks of one file as they were delivered; what a kill cut short at its end is left out."""
     decode = _SERIES[path.name.split("-")[0]].decode
     with pa.OSFile(str(path)) as file:
-        for batch, metadata in _batches(file):
+        for batch, metadata in _batches(file, path):
             block = decode(batch)
             yield replace(block, num_dropped=int(metadata[NUM_DROPPED])) if metadata else block
 
@@ -130,14 +130,20 @@ def _kind_of(block: Block) -> str:
     return json.dumps([dict(block.labels), block.rows.shape[1:]], sort_keys=True)
 
 
-def _batches(file: Any) -> Iterator[tuple[Any, Any]]:
-    """Batches with their metadata, up to the end of the stream or of what is there of it."""
+def _batches(file: Any, path: Path) -> Iterator[tuple[Any, Any]]:
+    """Batches with their metadata, up to the end of the stream or of what is there of it.
+
+    Raises OSError where bytes follow that cannot be read: a kill leaves none behind the cut, so the file is damaged.
+    """
     try:
         reader = pa.ipc.open_stream(file)
         while True:
             yield reader.read_next_batch_with_custom_metadata()
-    except (StopIteration, EOFError, pa.ArrowInvalid, OSError):
+    except StopIteration:
         return
+    except (EOFError, pa.ArrowInvalid, OSError) as error:
+        if file.tell() < file.size():
+            raise OSError(f"{path} is damaged near byte {file.tell()} of {file.size()}: {error}") from error
 
 
 def _read(run: RunDir, name: str) -> list[Block]:

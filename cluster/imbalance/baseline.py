@@ -56,6 +56,10 @@ class Channels:
         """(lookups, dense part, all work)."""
         return rank, rank + self.num_ranks, rank + 2 * self.num_ranks
 
+    def any_of_rank(self, is_on: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Of which ranks [W] any channel of work is on in `is_on` [C]."""
+        return np.asarray(is_on[: self.transfer].reshape(3, self.num_ranks).any(axis=0))
+
 
 @dataclass(frozen=True, eq=False)
 class RelativeSteps:

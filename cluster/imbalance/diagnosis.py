@@ -25,7 +25,11 @@ LEAST_IDS_GROWTH = 0.05
 SLOW_SENDER = 1.5
 """A link is told by a probe where sending takes so many times what it takes the others."""
 
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
 HotTables = Callable[[int, int], tuple[str, ...]]
+"""Of a rank and the step since which it is slow."""
 
 
 @dataclass(frozen=True)
@@ -69,29 +73,46 @@ class Evidence:
         """By how much (a logarithm) a channel is up since a step."""
         return float(np.median(self.seen.growth[begin:, channel]) - self.baseline.centre[channel])
 
-    def excess_ms(self, times_ms: NDArray[np.float64], rank: int, growth: float, begin: int) -> float:
-        """By how much [H, W] of the slowest rank exceeds since a step what it were had `rank` not grown so."""
+    def excess_ms(self, times_ms: Floats, rank: int, channel: int, begin: int, is_up: Bools) -> float:
+        """By how much times [H, W] of `rank` exceed since a step the slowest one's had no rank grown that is up.
+
+        `channel` is the rank's of these times; `is_up` [W] tells the ranks that alarm. They are mended together: of
+        several slow ranks none would gain anything alone.
+        """
+        of_first = channel - rank
+        ranks = slice(of_first, of_first + self.channels.num_ranks)
+        growth = np.median(self.seen.growth[begin:, ranks], axis=0) - self.baseline.centre[ranks]
         now_ms = np.median(times_ms[begin:], axis=0)
-        without_ms = now_ms.copy()
-        offset_ms = self.baseline.offset_ms
-        without_ms[rank] = (now_ms[rank] + offset_ms) * math.exp(-max(growth, 0.0)) - offset_ms
-        return float(now_ms.max() - without_ms.max())
+        return float(mended_excess_ms(now_ms, growth * is_up, self.baseline.offset_ms)[rank])
 
 
-def diagnose_rank(evidence: Evidence, rank: int, step: int, is_on: NDArray[np.bool_], hot_tables: HotTables) -> Finding:
+def mended_excess_ms(times_ms: Floats, growth: Floats, offset_ms: float) -> Floats:
+    """What each rank's time [W] has beyond the slowest one were all without their growth [W], a logarithm; at least 0.
+
+    Without growth is what is not above 0. Logarithms were taken of times with `offset_ms` added.
+
+    >>> mended_excess_ms(np.array([8.0, 16.0, 12.0]), np.log([1, 2, 1.5]), 0.0).round(3).tolist()
+    [0.0, 8.0, 4.0]
+    """
+    mended_ms = (times_ms + offset_ms) * np.exp(-np.maximum(growth, 0.0)) - offset_ms
+    return np.maximum(times_ms - mended_ms.max(), 0.0)
+
+
+def diagnose_rank(evidence: Evidence, rank: int, step: int, is_on: Bools, hot_tables: HotTables) -> Finding:
     """Why the work of a rank is up; `is_on` [C] tells which channels alarm."""
     channels, seen = evidence.channels.of_rank(rank), evidence.seen
     lookup, dense, work = channels
     begin = evidence.begin(next(channel for channel in channels if is_on[channel]))
     since_step = evidence.step(begin)
     growth = {channel: evidence.growth(channel, begin) for channel in channels}
-    lookup_ms = evidence.excess_ms(seen.lookup_ms, rank, growth[lookup], begin)
+    is_up = evidence.channels.any_of_rank(is_on)
+    lookup_ms = evidence.excess_ms(seen.lookup_ms, rank, lookup, begin, is_up)
     ids_growth = float(np.median(seen.ids[begin:, rank]))
     if not is_on[dense] and ids_growth >= max(EXPLAINED_BY_IDS * growth[lookup], LEAST_IDS_GROWTH):
-        tables = hot_tables(rank, since_step + SPAN)
+        tables = hot_tables(rank, since_step)
         return Finding(Verdict(step, Cause.HOT_TABLE, rank, tables, lookup_ms, since_step), growth[lookup])
-    parts_ms = lookup_ms * is_on[lookup] + evidence.excess_ms(seen.dense_ms, rank, growth[dense], begin) * is_on[dense]
-    work_ms = evidence.excess_ms(seen.work_ms, rank, growth[work], begin) * is_on[work]
+    parts_ms = lookup_ms * is_on[lookup] + evidence.excess_ms(seen.dense_ms, rank, dense, begin, is_up) * is_on[dense]
+    work_ms = evidence.excess_ms(seen.work_ms, rank, work, begin, is_up) * is_on[work]
     severity_ms = float(max(parts_ms, work_ms))
     return Finding(Verdict(step, Cause.SLOW_DEVICE, rank, (), severity_ms, since_step), max(growth.values()))
 
@@ -109,16 +130,33 @@ def diagnose_fleet(evidence: Evidence, cause: Cause, step: int) -> Finding:
     return Finding(Verdict(step, cause, None, (), severity_ms, evidence.step(begin)), growth)
 
 
-def find_slow_sender(send_ms: NDArray[np.float64]) -> int | None:
+def find_slow_sender(send_ms: Floats, usual_ms: Floats | None = None) -> int | None:
     """The rank whose sends [W, W] (row = sender, NaN where not probed) take much longer than the others', if one's do.
 
-    A rank's figure is the median over its receivers, so one slow receiver slows no sender.
+    A rank's figure is the median over its receivers, so one slow receiver slows no sender. With a probe `usual_ms`
+    [W, W] of the healthy links every link counts as a multiple of what it took then: links between nodes are slower
+    than those inside, which is nobody's fault. Raises ValueError where the two are of different ranks.
     """
-    is_probed = np.isfinite(send_ms).any(axis=1)
-    if is_probed.sum() < 2:
+    if usual_ms is None:
+        return _slowest_sender(send_ms, np.nanmedian)
+    if send_ms.shape != usual_ms.shape:
+        raise ValueError(f"probe of links: found {send_ms.shape}, expected {usual_ms.shape} as of the healthy one")
+    is_known = np.isfinite(usual_ms) & (usual_ms > 0)
+    ratios = np.where(is_known, send_ms, np.nan) / np.where(is_known, usual_ms, 1.0)
+    return _slowest_sender(ratios, _lower_nanmedian)
+
+
+def _slowest_sender(figures: Floats, median: Callable[..., Floats]) -> int | None:
+    """The row of `figures` [W, W] whose median is SLOW_SENDER times what the others' lower median is, if there is."""
+    ranks = np.flatnonzero(np.isfinite(figures).any(axis=1))
+    if len(ranks) < 2:
         return None
-    ranks = np.flatnonzero(is_probed)
-    medians_ms = np.nanmedian(send_ms[ranks], axis=1)
-    slowest = int(medians_ms.argmax())
-    others_ms = float(lower_median(np.delete(medians_ms, slowest)))
-    return int(ranks[slowest]) if medians_ms[slowest] >= SLOW_SENDER * others_ms else None
+    medians = median(figures[ranks], axis=1)
+    slowest = int(medians.argmax())
+    others = float(lower_median(np.delete(medians, slowest)))
+    return int(ranks[slowest]) if medians[slowest] >= SLOW_SENDER * others else None
+
+
+def _lower_nanmedian(values: Floats, axis: int) -> Floats:
+    """The lower median over an axis of what is not NaN: of two receivers the quicker one tells of the sender."""
+    return np.asarray(np.nanquantile(values, 0.5, axis=axis, method="lower"))

@@ -9,15 +9,22 @@ from cluster.imbalance.verdict import Cause, Verdict
 WORSE = 1.5
 """A finding is told again when its growth is so many times what it was: that may be worth another plan."""
 
-Place = int | Cause
-"""What a finding is about: a rank, or by its cause the links or the whole fleet."""
+
+@dataclass(frozen=True)
+class OfPlan:
+    """What a rank had too much of from the plan's first step; what slows it later is another finding."""
+
+    rank: int
+
+
+Place = int | Cause | OfPlan
+"""What a finding is about: a rank, by its cause the links or the whole fleet, or a rank's share of the plan."""
 
 
 @dataclass(frozen=True)
 class _Held:
     finding: Finding
     told_step: int
-    is_of_plan: bool
 
 
 class Findings:
@@ -33,11 +40,17 @@ class Findings:
         """What there are findings about."""
         return tuple(self._held)
 
-    def is_quiet(self, step: int) -> bool:
-        """Whether no rank is held, nor was a moment ago."""
-        ended = [when for place, when in self._ended.items() if not isinstance(place, Cause)]
-        is_held = any(not isinstance(place, Cause) and not held.is_of_plan for place, held in self._held.items())
-        return not is_held and all(step - when >= self._cool_down_steps for when in ended)
+    def ranks(self) -> list[int]:
+        """Which ranks became slow and still are."""
+        return [place for place in self._held if isinstance(place, int)]
+
+    def is_apart_from_ranks(self, since_step: int, step: int) -> bool:
+        """Whether what began at `since_step` is no rank's doing: every slow one was so long before, or is no more."""
+        latest = max((self._held[rank].finding.verdict.since_step for rank in self.ranks()), default=None)
+        touched = [place for place in (*self._held, *self._ended) if isinstance(place, int)]
+        return all(self.may_tell(place, step) for place in touched) and (
+            latest is None or since_step > latest + self._cool_down_steps
+        )
 
     def ended_step(self, place: Place) -> int:
         """When the last finding about this place ended, 0 where there was none."""
@@ -49,22 +62,19 @@ class Findings:
         before = held.told_step if held else self._ended.get(place)
         return before is None or step - before >= self._cool_down_steps
 
-    def tell(self, place: Place, finding: Finding, step: int, is_of_plan: bool = False) -> list[Verdict]:
+    def tell(self, place: Place, finding: Finding, step: int) -> list[Verdict]:
         """The verdict of a finding that is new, or much worse than what was told of its place."""
         held = self._held.get(place)
         if held and math.expm1(finding.growth) < WORSE * math.expm1(held.finding.growth):
             return []
-        if held and not held.is_of_plan:
+        if held:
             finding = replace(finding, verdict=replace(finding.verdict, step=step))
-        self._held[place] = _Held(finding, step, is_of_plan)
+        self._held[place] = _Held(finding, step)
         return [finding.verdict]
 
     def end(self, place: Place, step: int) -> list[Verdict]:
         """The verdict that what was found about a place is over."""
-        held = self._held[place]
-        if held.is_of_plan:
-            return []
-        del self._held[place]
+        held = self._held.pop(place)
         self._ended[place] = step
         return [replace(held.finding.verdict, step=step, is_over=True)]
 

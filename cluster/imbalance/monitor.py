@@ -9,7 +9,7 @@ from cluster.imbalance.best_of import BestSteps
 from cluster.imbalance.detectors import Detector
 from cluster.imbalance.diagnosis import Evidence, Finding, diagnose_fleet, diagnose_rank
 from cluster.imbalance.history import History
-from cluster.imbalance.running import running_median
+from cluster.imbalance.running import SPAN, running_median
 from cluster.imbalance.settings import WatchSettings
 from cluster.imbalance.shard_ids import ShardIds
 from cluster.imbalance.verdict import Cause
@@ -43,16 +43,19 @@ class Monitor:
 
     def rank_alarms(self) -> NDArray[np.bool_]:
         """Whether any of the work of each rank alarms, [W]."""
-        is_on = self._alarm.is_on[: self._channels.transfer].reshape(3, self._channels.num_ranks)
-        return np.asarray(is_on.any(axis=0))
+        return self._channels.any_of_rank(self._alarm.is_on)
 
     def alarms(self, cause: Cause) -> bool:
         """Whether the channel of SLOW_LINK or GLOBAL_DRIFT does."""
         return bool(self._alarm.is_on[self._fleet_channel(cause)])
 
-    def most_suspect_rank(self) -> float:
-        """The highest score that a rank's work persists at."""
-        return float(self._alarm.level[: self._channels.transfer].max())
+    def suspects(self, level: float) -> NDArray[np.bool_]:
+        """Which ranks [W] have work whose score persists at a level or more."""
+        return self._channels.any_of_rank(self._alarm.level >= level)
+
+    def sees_before(self, step: int) -> bool:
+        """Whether the steps kept still show how it was before a step, and not only that it is so since long."""
+        return step >= int(self._history.view().steps[0]) + SPAN
 
     def diagnose(self, rank: int, after_step: int, shards: ShardIds) -> Finding:
         """Why a rank alarms, as of the step at which it first did."""

@@ -5,6 +5,7 @@ from collections import deque
 import numpy as np
 from numpy.typing import NDArray
 
+from cluster.imbalance.running import SPAN
 from cluster.telemetry import Block
 
 NUM_SAMPLES = 16
@@ -15,7 +16,7 @@ EXPLAINED_SHARE = 0.8
 
 
 class ShardIds:
-    """Samples of the series "shards"; those up to the baseline's end are the usual ones."""
+    """Samples of the series "shards"; those up to the baseline's end are the usual ones, if there are any."""
 
     def __init__(self) -> None:
         """There is no sample yet."""
@@ -42,15 +43,17 @@ class ShardIds:
             if baseline_end is None or step <= baseline_end:
                 self._usual.append(ids)
 
-    def hot_tables(self, rank: int, from_step: int) -> tuple[str, ...]:
-        """The fewest tables of the rank that explain most of the growth of its ids from a step on, most first.
+    def hot_tables(self, rank: int, since_step: int) -> tuple[str, ...]:
+        """The fewest tables of the rank that explain most of the growth of its ids since a step, most first.
 
-        Empty where no sample was taken before or from then on.
+        Where windows are so long that none ended within the baseline, all samples kept from before that step are the
+        usual ones. Empty where no sample was taken before, or after the change was surely there.
         """
-        since = [ids for step, ids in self._recent if step >= from_step]
-        if not since or not self._usual:
+        since = [ids for step, ids in self._recent if step >= since_step + SPAN]
+        usual = list(self._usual) or [ids for step, ids in self._recent if step < since_step]
+        if not since or not usual:
             return ()
-        growth = np.median(since, axis=0) - np.median(self._usual, axis=0)
+        growth = np.median(since, axis=0) - np.median(usual, axis=0)
         by_table: dict[str, float] = {}
         for shard in np.flatnonzero((self._ranks == rank) & (growth > 0)):
             by_table[self._tables[shard]] = by_table.get(self._tables[shard], 0.0) + growth[shard]

@@ -27,7 +27,9 @@ class Verdict:
         cause: Why.
         rank: Who; None where all are concerned, and for a slow link that no probe has located.
         tables: The hot ones, those whose ids grew most first; empty for other causes.
-        severity_ms: Milliseconds a step that the fleet loses by it; 0 where another rank is slower still.
+        severity_ms: Milliseconds a step that the fleet loses by it. Of a rank: what it takes beyond the slowest rank
+            there were if all that are found slow now were mended together; 0 where a healthy rank is slower still.
+            So slow ranks hold the fleet up at once, and what several of them cost does not add up.
         since_step: The step at which it is estimated to have begun.
         is_over: Whether this tells the end of a finding; `severity_ms` is then what it last cost.
     """

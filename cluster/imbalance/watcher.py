@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from cluster.imbalance.best_of import BestReader, BestSteps, join_steps
 from cluster.imbalance.detectors import DETECTORS, Detector
 from cluster.imbalance.diagnosis import find_slow_sender
-from cluster.imbalance.findings import Findings
+from cluster.imbalance.findings import Findings, OfPlan
 from cluster.imbalance.first_plan import judge_first_plan
 from cluster.imbalance.monitor import MOST_STEPS, Monitor
 from cluster.imbalance.running import SPAN
@@ -42,10 +42,11 @@ class Watcher:
         """
         self._settings = settings
         self._detector = detector or DETECTORS[settings.detector]
+        self._usual_send_ms: NDArray[np.float64] | None = None
         self.reset(expected_lookup_ms)
 
     def reset(self, expected_lookup_ms: NDArray[np.float64] | None = None) -> None:
-        """Forgets all: for after a new plan, with what it promises, or a restart."""
+        """Forgets all but the healthy links: for after a new plan, with what it promises, or a restart."""
         self._expected_lookup_ms = expected_lookup_ms
         self._reader = BestReader()
         self._num_warm = 0
@@ -70,13 +71,22 @@ class Watcher:
             verdicts += self._take(signals.part(slice(begin, begin + MOST_STEPS)))
         return verdicts
 
+    def learn_links(self, send_ms: NDArray[np.float64]) -> None:
+        """Takes a probe of healthy links, [W, W] as of `locate`, to which later ones are held; resets keep it."""
+        self._usual_send_ms = np.array(send_ms, dtype=np.float64)
+
     def locate(self, send_ms: NDArray[np.float64]) -> Verdict | None:
         """The verdict of a slow link that had no rank, with the rank that a probe of all links shows, if it does.
+
+        Links are held against the healthy ones where `learn_links` was told of the same number of ranks, else against
+        each other.
 
         Args:
             send_ms: [W, W], one-way times of small messages; row = sender, NaN where not probed.
         """
-        rank = find_slow_sender(send_ms)
+        usual_ms = self._usual_send_ms
+        is_comparable = usual_ms is not None and usual_ms.shape == send_ms.shape
+        rank = find_slow_sender(send_ms, usual_ms if is_comparable else None)
         if rank is None or self._monitor is None:
             return None
         return self._findings.locate(rank, self._monitor.last_step)
@@ -103,7 +113,7 @@ class Watcher:
         verdicts = []
         for finding in judge_first_plan(self._monitor.baseline, self._expected_lookup_ms):
             assert finding.verdict.rank is not None
-            verdicts += self._findings.tell(finding.verdict.rank, finding, finding.verdict.step, is_of_plan=True)
+            verdicts += self._findings.tell(OfPlan(finding.verdict.rank), finding, finding.verdict.step)
         return verdicts
 
     def _judge(self) -> list[Verdict]:
@@ -120,9 +130,9 @@ class Watcher:
                 finding = monitor.diagnose(rank, self._findings.ended_step(rank), self._shards)
                 if not self._awaits_shards(finding.verdict):
                     verdicts += self._findings.tell(rank, finding, monitor.last_step)
-        for place in self._findings.places():
-            if not isinstance(place, Cause) and place not in ranks_on:
-                verdicts += self._findings.end(place, monitor.last_step)
+        for rank in self._findings.ranks():
+            if rank not in ranks_on:
+                verdicts += self._findings.end(rank, monitor.last_step)
         return verdicts
 
     def _awaits_shards(self, verdict: Verdict) -> bool:
@@ -135,10 +145,15 @@ class Watcher:
         for cause in (Cause.SLOW_LINK, Cause.GLOBAL_DRIFT):
             if not monitor.alarms(cause):
                 verdicts += self._findings.end(cause, step) if cause in self._findings.places() else []
-            elif self._findings.may_tell(cause, step) and (cause is Cause.GLOBAL_DRIFT or self._is_link_only(monitor)):
+            elif self._findings.may_tell(cause, step):
                 finding = monitor.diagnose_fleet(cause, self._findings.ended_step(cause))
-                verdicts += self._findings.tell(cause, finding, step)
+                if cause is Cause.GLOBAL_DRIFT or self._is_link_only(monitor, finding.verdict.since_step):
+                    verdicts += self._findings.tell(cause, finding, step)
         return verdicts
 
-    def _is_link_only(self, monitor: Monitor) -> bool:
-        return monitor.most_suspect_rank() < SUSPECT and self._findings.is_quiet(monitor.last_step)
+    def _is_link_only(self, monitor: Monitor, since_step: int) -> bool:
+        """Whether no rank may be why transfers are slow: none is suspect, or all that are were told of long before."""
+        suspects, slow_ranks = np.flatnonzero(monitor.suspects(SUSPECT)).tolist(), self._findings.ranks()
+        if not set(suspects) <= set(slow_ranks) or (slow_ranks and not monitor.sees_before(since_step)):
+            return False
+        return self._findings.is_apart_from_ranks(since_step, monitor.last_step)

@@ -116,4 +116,5 @@ def render_overhead(found: dict[str, Any]) -> Iterator[Table | str]:
         f"quartiles of the pairs are {found['spread']:.2%} apart, those of a fixed product and gather "
         f"{found['canary_spread']:.2%})"
     )
-    yield f"CPU time of the ranks: {found['worker_cpu_overhead']:+.2%}"
+    low, high = found["worker_cpu_interval"]
+    yield f"CPU time of the ranks: {found['worker_cpu_overhead']:+.2%} ({low:+.2%} to {high:+.2%})"

@@ -1,5 +1,6 @@
 """Blocks of steps with and without telemetry, taken in turns by the same ranks; and what their times say."""
 
+import gc
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -48,24 +49,33 @@ class ArmTimes:
 
 
 def time_arms(place: "Place", job: TrainJob, num_pairs: int) -> dict[str, ArmTimes]:
-    """Train two models by turns on one rank, one with telemetry and one without: on, off, off, on, ... Collective."""
+    """Train by turns on one rank with telemetry and without: on, off, off, on, ... Collective."""
+    found: dict[str, list[tuple[float, ...]]] = {arm: [] for arm in ARMS}
+    for pair in range(num_pairs):
+        order = ARMS if pair % 2 == 0 else ARMS[::-1]
+        for arm, block in zip(order, _time_pair(place, job, order), strict=True):
+            found[arm].append(block)
+        # A model and its process groups hold each other; the next pair needs the memory.
+        gc.collect()
+    return {arm: _arm_times(np.array(rows)) for arm, rows in found.items()}
+
+
+def _time_pair(place: "Place", job: TrainJob, order: Sequence[str]) -> list[tuple[float, ...]]:
+    """A block of each arm, with models of their own. Collective.
+
+    Where a model lies in memory makes its steps up to some percent faster or slower for as long as it lives: two models
+    for all pairs would differ by more than telemetry costs, with or without it.
+    """
     # The commands that only read their options need no torch.
     from dlrm.trainer import Trainer
 
     with ExitStack() as stack:
-        trainers = {
-            arm: stack.enter_context(
-                closing(Trainer(place, replace(job, telemetry=TelemetryConfig(enabled=arm == ON))))
-            )
-            for arm in ARMS
-        }
-        made = list(islice(trainers[ON].train_stream, NUM_BATCHES))
-        batches = {arm: cycle(made) for arm in ARMS}
-        found: dict[str, list[tuple[float, ...]]] = {arm: [] for arm in ARMS}
-        for pair in range(num_pairs):
-            for arm in ARMS if pair % 2 == 0 else ARMS[::-1]:
-                found[arm].append(_time_block(trainers[arm], batches[arm]))
-    return {arm: _arm_times(np.array(rows)) for arm, rows in found.items()}
+        trainers = [
+            stack.enter_context(closing(Trainer(place, replace(job, telemetry=TelemetryConfig(enabled=arm == ON)))))
+            for arm in order
+        ]
+        made = list(islice(trainers[0].train_stream, NUM_BATCHES))
+        return [_time_block(trainer, cycle(made)) for trainer in trainers]
 
 
 def _arm_times(rows: NDArray[np.float64]) -> ArmTimes:
@@ -114,17 +124,19 @@ def summarise(ranks: Sequence[Mapping[str, ArmTimes]], driver: CpuLog, seed: int
     `overhead` is the median over pairs of the step's time with telemetry over that without, less 1, and `spread` the
     inter-quartile range of these ratios; `interval` holds the median with 95 % by bootstrap over pairs. Beside them the
     spread of the canary's ratio, which telemetry cannot move, and what a step costs in each arm: wall time, CPU time
-    of all ranks together, CPU time of the driver.
+    of all ranks together (`worker_cpu_overhead` and its interval, as for `overhead`), CPU time of the driver.
     """
     first = ranks[0]
     ratios = first[ON].step_ms / first[OFF].step_ms - 1
+    cpu_ratios = _cpu_ms(ranks, ON) / _cpu_ms(ranks, OFF) - 1
     canaries = np.array([rank[ON].canary_ms / rank[OFF].canary_ms for rank in ranks]).mean(axis=0)
     return {
         "overhead": float(np.median(ratios)),
         "spread": _quartile_range(ratios),
         "interval": _bootstrap(ratios, seed),
         "canary_spread": _quartile_range(canaries),
-        "worker_cpu_overhead": float(np.median(_cpu_ms(ranks, ON) / _cpu_ms(ranks, OFF)) - 1),
+        "worker_cpu_overhead": float(np.median(cpu_ratios)),
+        "worker_cpu_interval": _bootstrap(cpu_ratios, seed),
         "pairs": len(ratios),
         "steps_per_block": TIMED_STEPS,
         **{arm: _describe(ranks, arm, driver) for arm in ARMS},

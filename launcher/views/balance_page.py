@@ -98,7 +98,7 @@ def block_scalars(block: Block, signals: StepSignals, promise: Promise | None) -
     found |= rank_lines("work_ms", signals.work_ms.mean(axis=0))
     found |= rank_lines("waiting_ms", signals.waiting_ms.sum(axis=2).mean(axis=0))
     found |= _phases(columns, mean) | _balance(mean[:, columns.index("step_ms")], signals)
-    found |= _imbalance("lookup_imbalance", mean[:, columns.index("lookup_forward_ms")])
+    found |= imbalance("lookup_imbalance", mean[:, columns.index("lookup_forward_ms")])
     if promise is not None:
         found |= {"estimate/step_ms": promise.step_ms} | rank_lines("estimate/lookup_ms", promise.lookup_ms)
     return found
@@ -128,7 +128,7 @@ def _balance(step_ms: NDArray[np.float64], signals: StepSignals) -> dict[str, fl
     return {
         **_band("step", step_ms),
         **_band("work", work_ms),
-        **_imbalance("work_imbalance", work_ms),
+        **imbalance("work_imbalance", work_ms),
         "balance/waiting_share": float(waiting_ms.sum() / step_ms.mean()),
         **{f"balance/transfer_ms/{name}": float(transfer_ms[i]) for i, name in enumerate(COMMS_PHASES)},
         **{f"balance/waiting_ms/{name}": float(waiting_ms[i]) for i, name in enumerate(COMMS_PHASES)},
@@ -143,7 +143,7 @@ def _band(name: str, values: NDArray[np.float64]) -> dict[str, float]:
     }
 
 
-def _imbalance(name: str, values: NDArray[np.float64]) -> dict[str, float]:
+def imbalance(name: str, values: NDArray[np.float64]) -> dict[str, float]:
     """Max / mean over ranks, nothing where no rank has any."""
     mean = values.mean()
     return {f"balance/{name}": float(values.max() / mean)} if mean > 0 else {}

@@ -5,6 +5,7 @@ from typing import Any
 from cluster.imbalance.signals import split_steps
 from cluster.metrics import RunMetrics
 from cluster.telemetry import Block
+from launcher.views.balance_page import imbalance
 from launcher.views.base import Observer
 
 
@@ -33,13 +34,12 @@ class Mirror(Observer):
             "work_ms": signals.work_ms.mean(axis=0),
             "waiting_ms": signals.waiting_ms.sum(axis=2).mean(axis=0),
         }
-        imbalances = {
-            f"{name}_imbalance": ranks[f"{name}_ms"].max() / ranks[f"{name}_ms"].mean() for name in ("lookup", "work")
-        }
+        forward_ms = block.rows[..., columns.index("lookup_forward_ms")].mean(axis=0)
         figures = {
             "step_ms_slowest": step_ms.max(),
             "step_ms_mean": step_ms.mean(),
             "waiting_share": ranks["waiting_ms"].mean() / step_ms.mean(),
-            **imbalances,
+            **imbalance("lookup_imbalance", forward_ms[None]),
+            **imbalance("work_imbalance", ranks["work_ms"][None]),
         }
         self._metrics.show(figures, {name: values.tolist() for name, values in ranks.items()})

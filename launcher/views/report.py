@@ -24,7 +24,7 @@ def read_report(path: Path) -> dict[str, Any]:
     held-out evaluation. From the telemetry, without which these are null or empty: `imbalance`, max / mean over ranks
     of forward lookups, windows of ten steps; `ranks`, the median of every figure of a rank under the last plan, with
     `work_ms` in kernels, `waiting_ms` for other ranks, and `own_share`, the work's part of the step; `collectives` and
-    `tables`, see `launcher.views.measured`. `verdicts` are the records of that kind, `traces` the files of all ranks' profiles.
+    `tables`, see `launcher.views.measured`. `verdicts` are the records of that kind, `traces` the files of profiles.
     """
     run = RunDir(path)
     try:

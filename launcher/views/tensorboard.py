@@ -53,7 +53,9 @@ class TensorBoardView(Observer):
 
     def show(self, record: dict[str, Any]) -> None:
         """See Observer."""
-        step = self._last_step = record["step"]
+        step = record["step"]
+        # A verdict names the step that made it certain, which may lie behind the newest window.
+        self._last_step = max(self._last_step, step)
         match record["kind"]:
             case "window":
                 self._scalars({**_metrics("train", record), "speed/qps": record["qps"]}, step)

@@ -96,26 +96,27 @@ class Findings:
     """The verdicts that hold now, in a few characters."""
 
     def __init__(self) -> None:
-        self._ranks: dict[tuple[str, int | None], int | None] = {}
+        self._held: dict[int | str, tuple[str, int | None]] = {}
 
     def note(self, record: dict[str, Any]) -> None:
         """Take notice of a verdict, or of its end; of those that no plan can mend, and of other records, none."""
         if record["kind"] != "verdict" or record["cause"] == Cause.GLOBAL_DRIFT:
             return
-        # A slow link may be found before its rank is known: it stays one finding.
-        key = (record["cause"], None if record["cause"] == Cause.SLOW_LINK else record["rank"])
+        # A slow link may be found before its rank is known, and a slow rank may turn out to have hot tables: each stays
+        # one finding.
+        key = record["cause"] if record["cause"] == Cause.SLOW_LINK else record["rank"]
         if record["is_over"]:
-            self._ranks.pop(key, None)
+            self._held.pop(key, None)
         else:
-            self._ranks[key] = record["rank"]
+            self._held[key] = (record["cause"], record["rank"])
 
     @property
     def flag(self) -> str:
         """`  !slow_device 3`, with the number of further findings; empty while all is well."""
-        if not self._ranks:
+        if not self._held:
             return ""
-        (cause, _), rank = next(iter(self._ranks.items()))
-        more = f" +{len(self._ranks) - 1}" if len(self._ranks) > 1 else ""
+        cause, rank = next(iter(self._held.values()))
+        more = f" +{len(self._held) - 1}" if len(self._held) > 1 else ""
         return f"  !{cause}{'' if rank is None else f' {rank}'}{more}"
 
 

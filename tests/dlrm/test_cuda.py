@@ -92,5 +92,4 @@ def test_the_phases_of_a_step_on_a_gpu_make_up_the_step(tmp_path: Path, pipeline
     _, rings = run_ranks(watch_on, 1, "cuda:0", job, backend="cpu:gloo,cuda:nccl")[0]
     assert rings.steps("steps") == list(range(1, 21))
     times = np.median(rings.rows("steps")[10:, 0, : len(STEP_COLUMNS)], axis=0)
-    phases = [ms for name, ms in zip(STEP_COLUMNS, times, strict=True) if name not in ("step_ms", "data_wait_ms")]
-    assert sum(phases) == pytest.approx(times[STEP], rel=0.05) and min(phases) > 0
+    assert times[STEP + 1 :].sum() == pytest.approx(times[STEP], rel=0.05) and times.min() > 0

@@ -1,6 +1,7 @@
 """The whole trainer on real gloo ranks, without Ray: its records, its end, its checkpoints, both pipelines."""
 
 import dataclasses
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from dlrm.data.factory import open_schema
 from dlrm.errors import DivergedError
 from dlrm.job import TrainJob
 from dlrm.size import declare_tables
-from dlrm.step_columns import COUNTERS, STEP_COLUMNS
-from dlrm.trainer import train
+from dlrm.step_columns import COUNTERS, OTHER, STEP_COLUMNS
+from dlrm.timing import IDLE
+from dlrm.trainer import Trainer, train
 from planner.problem import PlanningProblem, TableConstraint
 from planner.search.registry import make_plan
 from planner.sharding import ShardingType
@@ -291,3 +293,32 @@ def test_evaluations_on_the_way_change_nothing(pairs: dict[str, Any], pipeline: 
 def test_dlrm_dcn_learns(pairs: dict[str, Any]) -> None:
     losses = window_losses(pairs["dcn"][1])
     assert losses[-1] < losses[0] and losses != window_losses(pairs["rowwise_adagrad"][1])
+
+
+def run_probed(rank: int, world_size: int, folder: Path) -> dict[str, list[dict]]:
+    found = {}
+    for pipeline in ("base", "sparse_dist"):
+        place = Place(rank, world_size, inbox=Inbox({"id": 1, "kind": "probe_links"}))
+        train(place, make_job(folder / pipeline, pipeline=pipeline))
+        found[pipeline] = list(place.outbox)
+    return found
+
+
+@pytest.mark.distributed
+def test_a_probe_between_two_windows_changes_nothing(pairs: dict[str, Any], tmp_path: Path) -> None:
+    for pipeline, records in run_ranks(run_probed, 2, tmp_path)[0].items():
+        (links,) = [record for record in records if record["kind"] == "links"]
+        assert links["step"] == 5 and links["send_ms"][0][0] is links["send_ms"][1][1] is None, pipeline
+        assert links["send_ms"][0][1] > 0 < links["send_ms"][1][0]
+        assert window_losses(records) == pytest.approx(window_losses(pairs["rowwise_adagrad"][1]), rel=1e-6)
+
+
+def run_to_the_end_of_a_leg(rank: int, world_size: int, folder: Path) -> int:
+    with closing(Trainer(Place(rank, world_size), make_job(folder, steps=3))) as trainer:
+        trainer.run_leg()
+        return trainer.clock.enter(OTHER)
+
+
+@pytest.mark.distributed
+def test_the_clock_rests_between_two_legs(tmp_path: Path) -> None:
+    assert run_ranks(run_to_the_end_of_a_leg, 2, tmp_path) == [IDLE, IDLE]

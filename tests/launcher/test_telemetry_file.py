@@ -122,6 +122,22 @@ def test_a_torn_file_gives_every_whole_batch_before_the_tear(
     assert sum(len(block.steps) for block in read_steps(run)) == 10 * whole
 
 
+def test_a_file_damaged_in_the_middle_is_no_short_run(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    file = TelemetryFile(run)
+    file.show_block(steps_block(1, 10))
+    (path,) = run.telemetry_files("steps")
+    second = path.stat().st_size
+    for first in (11, 21):
+        file.show_block(steps_block(first, 10))
+    file.close()
+    content = bytearray(path.read_bytes())
+    content[second : second + 64] = bytes([255]) * 64
+    path.write_bytes(content)
+    with pytest.raises(OSError, match="steps-000.arrow is damaged near byte"):
+        read_steps(run)
+
+
 def test_a_row_costs_less_than_half_of_what_it_holds(tmp_path: Path) -> None:
     run, rng = RunDir(tmp_path), np.random.default_rng(0)
     times = [name.endswith("_ms") for name in COLUMNS]
