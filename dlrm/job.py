@@ -12,7 +12,7 @@ from dlrm.config import (
 )
 from dlrm.data.config import DataConfig
 from dlrm.data.schema import DataSchema
-from dlrm.injection_config import InjectionConfig
+from dlrm.injection.config import InjectionConfig
 from planner.plan import ShardingPlan
 from planner.tables import TableSpec
 from planner.topology import Topology

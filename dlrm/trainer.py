@@ -19,7 +19,7 @@ from dlrm.data.factory import open_stream
 from dlrm.data.stream import BatchStream
 from dlrm.errors import DivergedError
 from dlrm.exchange import agree, first_rank_where
-from dlrm.injection import Injections
+from dlrm.injection.injections import Injections
 from dlrm.job import TrainJob, resolve_pipeline
 from dlrm.links import probe_links
 from dlrm.metrics import BinaryMetrics, MetricValues, compute_metrics

@@ -14,7 +14,7 @@ from yaml import YAMLError
 
 from dlrm.config import parse_steps
 from dlrm.data.check import config_problems
-from dlrm.injection_config import injection_problems
+from dlrm.injection.config import injection_problems
 from dlrm.options import limit_faults
 from launcher.schema import RunConfig
 from planner.search.registry import STRATEGIES

@@ -14,7 +14,7 @@ from dlrm.data.criteo_origin import VocabularyOrigin
 from dlrm.data.factory import check_size, open_schema
 from dlrm.data.files import list_files
 from dlrm.data.schema import DataSchema
-from dlrm.injection_config import check_injections
+from dlrm.injection.config import check_injections
 from dlrm.job import BATCHES_IN_FLIGHT, TrainJob, resolve_pipeline
 from dlrm.size import DenseWork, add_access, declare_tables, describe_dense
 from launcher.access import find_access

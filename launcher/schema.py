@@ -13,7 +13,7 @@ from dlrm.config import (
     TrainConfig,
 )
 from dlrm.data.config import DataConfig
-from dlrm.injection_config import InjectionConfig
+from dlrm.injection.config import InjectionConfig
 from dlrm.options import option
 from planner.sharding import ShardingType
 

@@ -13,7 +13,7 @@ import numpy as np
 from cluster.session import open_session
 from cluster.telemetry import Block
 from cluster.worker_group import WorkerGroup
-from dlrm.injection_config import HOT_TABLE, SLOW_LINK
+from dlrm.injection.config import HOT_TABLE, SLOW_LINK
 from dlrm.job import TrainJob
 from launcher.bench.detect_traces import Trace, load_traces, save_traces
 from launcher.bench.recorded_runs import CLEAN_STEPS, FAULT_STEPS, KINDS, Run, draw_run
@@ -93,7 +93,7 @@ def _train_with_fault(
     trainer: "Trainer", batches: Sequence[Any], run: Run, generator: np.random.Generator
 ) -> list[list[float]] | None:
     """The steps with the fault; then, while a slow link is there, what a probe says of the links."""
-    from dlrm.injection import Injections
+    from dlrm.injection.injections import Injections
     from dlrm.links import probe_links
 
     place = trainer.place

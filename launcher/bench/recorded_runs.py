@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cluster.imbalance.verdict import Cause
-from dlrm.injection_config import (
+from dlrm.injection.config import (
     CHECKPOINT_SPIKES,
     HOG_CORE,
     HOT_TABLE,

@@ -64,7 +64,8 @@ def describe_collectives(windows: Windows) -> list[dict[str, Any]]:
 def hottest_tables(run: RunDir) -> list[dict[str, Any]]:
     """The tables with the most ids a step under the last plan, most first: means over sampled steps, all shards.
 
-    `distinct_ids` sums what each shard found, None where it was never counted.
+    Its keys are the table, where it is, and the columns of the series; `distinct_ids` sums what each shard found, None
+    where it was never counted.
     """
     files = run.telemetry_files("shards")
     labels, means = _shard_means(iterate_blocks(files[-1])) if files else ({}, np.zeros((0, 2)))
@@ -74,7 +75,7 @@ def hottest_tables(run: RunDir) -> list[dict[str, Any]]:
     sums = np.zeros((len(names), means.shape[1]))
     np.add.at(sums, table_of, means)
     order = np.argsort(-sums[:, 0], kind="stable")[:HOTTEST_TABLES]
-    return [_describe_table(labels, str(names[index]), *sums[index].tolist()) for index in order]
+    return [_describe_table(labels, str(names[index]), sums[index]) for index in order]
 
 
 def _windows(blocks: Iterable[Block]) -> Windows | None:
@@ -181,12 +182,14 @@ def _shard_means(blocks: Iterable[Block]) -> tuple[Mapping[str, Any], NDArray[np
     return labels, np.divide(sums, num_counted, out=np.full_like(sums, np.nan), where=num_counted > 0)
 
 
-def _describe_table(labels: Mapping[str, Any], name: str, ids: float, distinct_ids: float) -> dict[str, Any]:
+def _describe_table(labels: Mapping[str, Any], name: str, sums: np.ndarray) -> dict[str, Any]:
     of_table = [index for index, table in enumerate(labels["tables"]) if table == name]
     return {
         "name": name,
         "sharding_type": labels["sharding_types"][of_table[0]],
         "ranks": [labels["ranks"][index] for index in of_table],
-        "ids": ids,
-        "distinct_ids": None if np.isnan(distinct_ids) else distinct_ids,
+        **{
+            column: None if np.isnan(value) else float(value)
+            for column, value in zip(labels["columns"], sums, strict=True)
+        },
     }

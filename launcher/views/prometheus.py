@@ -39,7 +39,7 @@ class Mirror(Observer):
             "step_ms_slowest": step_ms.max(),
             "step_ms_mean": step_ms.mean(),
             "waiting_share": ranks["waiting_ms"].mean() / step_ms.mean(),
-            **imbalance("lookup_imbalance", forward_ms[None]),
-            **imbalance("work_imbalance", ranks["work_ms"][None]),
         }
+        even = {**imbalance("lookup_imbalance", forward_ms), **imbalance("work_imbalance", ranks["work_ms"])}
+        figures |= {tag.removeprefix("balance/"): value for tag, value in even.items()}
         self._metrics.show(figures, {name: values.tolist() for name, values in ranks.items()})

@@ -17,12 +17,12 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dlrm.data.batches import Batch
 from dlrm.errors import DlrmError
-from dlrm.injection import Injections
-from dlrm.injection_batches import add_ids, shift_ids
-from dlrm.injection_config import KINDS, InjectionConfig, check_injections, injection_problems
-from dlrm.injection_faults import FAULTS
-from dlrm.injection_hog import CoreHog
-from dlrm.injection_waits import CudaStretch, wait_on_stream
+from dlrm.injection.batches import add_ids, shift_ids
+from dlrm.injection.config import KINDS, InjectionConfig, check_injections, injection_problems
+from dlrm.injection.faults import FAULTS
+from dlrm.injection.hog import CoreHog
+from dlrm.injection.injections import Injections
+from dlrm.injection.waits import CudaStretch, wait_on_stream
 from dlrm.job import TrainJob
 from dlrm.options import limit_faults
 from dlrm.shards import sharded_collections
@@ -203,8 +203,8 @@ def test_without_a_fault_nothing_is_attached() -> None:
 
 HOG = """
 import sys, threading, time
-from dlrm.injection_hog import CoreHog
-from dlrm.injection_waits import CudaStretch, wait_on_stream
+from dlrm.injection.hog import CoreHog
+from dlrm.injection.waits import CudaStretch, wait_on_stream
 hog = CoreHog(0)
 hog.begin()
 print(hog._child.pid, flush=True)

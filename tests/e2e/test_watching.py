@@ -20,10 +20,12 @@ def test_a_slow_link_is_found_probed_and_told(ray_head: RayHead, repository: Pat
     more = keys(ray_head.address, tmp_path, "run.name=watched", "train.steps=220", "train.checkpoint=false")
     watch = ["imbalance.warmup_steps=10", "imbalance.baseline_steps=50", "profiler.steps=20:21", "profiler.ranks=[1]"]
     ran = shardwright(*words, *more, *watch, FAULT, environment=ray_head.environment, cwd=repository)
+    assert ran.code == 0, ran.err
     report = ran.json
     found = [verdict for verdict in report["verdicts"] if verdict["cause"] == "slow_link"]
     assert [verdict["rank"] for verdict in found[:2]] == [None, 1], report["verdicts"]
-    assert all(FIRST_STEP <= verdict["since_step"] <= FIRST_STEP + 20 and verdict["severity_ms"] > 40 for verdict in found)
+    assert all(FIRST_STEP - 5 <= verdict["since_step"] <= FIRST_STEP + 20 for verdict in found)
+    assert all(verdict["severity_ms"] > 40 for verdict in found)
     records = [json.loads(line) for line in (tmp_path / "watched" / "records.jsonl").read_text().splitlines()]
     probes = [record["send_ms"] for record in records if record["kind"] == "links"]
     assert len(probes) == 2 and probes[1][1][0] > 40 > probes[0][1][0]

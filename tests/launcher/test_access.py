@@ -10,8 +10,8 @@ import pytest
 from dlrm.errors import DataError
 from launcher.comparison import compare_strategies
 from launcher.config import load_config
-from launcher.run_dir import RunDir
 from launcher.preparation import Prepared, prepare
+from launcher.run_dir import RunDir
 from launcher.schema import RunConfig
 from planner.access import AccessStatistics
 

@@ -134,7 +134,7 @@ def test_a_file_damaged_in_the_middle_is_no_short_run(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[second : second + 64] = bytes([255]) * 64
     path.write_bytes(content)
-    with pytest.raises(OSError, match="steps-000.arrow is damaged near byte"):
+    with pytest.raises(OSError, match=r"steps-000\.arrow is damaged near byte"):
         read_steps(run)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from cluster.imbalance.verdict import Cause
 from cluster.telemetry import Block
-from dlrm.injection_config import check_injections
+from dlrm.injection.config import check_injections
 from launcher.bench import detect_recording
 from launcher.bench.detect_recording import StepLog, TraceFile, record_traces
 from launcher.bench.detect_traces import Trace, load_traces

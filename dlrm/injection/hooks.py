@@ -19,7 +19,7 @@ from torchrec.distributed.types import LazyAwaitable, LazyNoWait
 from torchrec.models.dlrm import DenseArch
 from torchrec.optim.keyed import CombinedOptimizer
 
-from dlrm.injection_waits import Stretch, build_stretch
+from dlrm.injection.waits import Stretch, build_stretch
 from dlrm.phases import kernels_of
 from dlrm.shards import sharded_collections
 from planner.sharding import ShardingType

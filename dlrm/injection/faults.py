@@ -9,8 +9,8 @@ from torch import nn
 from torchrec.optim.keyed import CombinedOptimizer
 
 from dlrm.data.batches import Batch
-from dlrm.injection_batches import add_ids, ids_of, shift_ids
-from dlrm.injection_config import (
+from dlrm.injection.batches import add_ids, ids_of, shift_ids
+from dlrm.injection.config import (
     CHECKPOINT_SPIKES,
     HOG_CORE,
     HOT_ROWS,
@@ -20,9 +20,9 @@ from dlrm.injection_config import (
     SLOW_LOOKUPS,
     InjectionConfig,
 )
-from dlrm.injection_hog import CoreHog
-from dlrm.injection_hooks import Hooks, slow_dense, slow_link, slow_lookups, spike
-from dlrm.injection_waits import wait
+from dlrm.injection.hog import CoreHog
+from dlrm.injection.hooks import Hooks, slow_dense, slow_link, slow_lookups, spike
+from dlrm.injection.waits import wait
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from torch import nn
 from torchrec.optim.keyed import CombinedOptimizer
 
 from dlrm.data.batches import Batch
-from dlrm.injection_config import InjectionConfig, check_injections
-from dlrm.injection_faults import FAULTS, Fault, Target
+from dlrm.injection.config import InjectionConfig, check_injections
+from dlrm.injection.faults import FAULTS, Fault, Target
 from dlrm.shards import sharded_collections
 from planner.torchrec_bridge import table_name
 
