@@ -9,8 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from launcher.cli_bench import add_benchmarks
 from launcher.cli_parts import EPILOG, add_config, follow_profile, follow_strategies, load, print_json
-from launcher.cli_studies import add_benchmarks, add_pretraining
+from launcher.cli_pretrain import add_pretraining
 from launcher.exit_codes import ExitCode
 
 WIDTH = 100

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+FILES_FIRST = "Give key=value before a list of files, or after another option."
 EPILOG = "Exit codes: 0 ok, 2 usage or config, 3 no feasible plan or not enough resources, 4 training failed, \
 5 unfit environment, 75 stopped on request (with a checkpoint once training has begun)."
 

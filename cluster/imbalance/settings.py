@@ -11,11 +11,11 @@ class WatchSettings:
     """How a watch learns and how sure it has to be. Counts of steps.
 
     Attributes:
-        detector: One of DETECTORS; the default won `bench detect`.
+        detector: One of DETECTORS; in `bench detect` they are near a tie, the default a little ahead in F1.
         warmup_steps: Not looked at: caches, allocators and lazy optimizer state settle.
         baseline_steps: Learned from after that; with 80 the medians are known to an eighth of a step's noise.
-        persistence_steps: So many steps in all but a row must alarm, each over its last few. So bursts of a noisy
-            neighbour that are no longer are harmless, and a change is known after 7 more.
+        persistence_steps: So many of the last steps (of a fifth more) must alarm, each by the best of a few before it.
+            So shorter bursts of a noisy neighbour are harmless, and a change is certain some 16 steps after it began.
         cool_down_steps: After a finding or its end none is told of the same rank for so long.
 
     Raises ValueError where a value makes no sense.

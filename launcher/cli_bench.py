@@ -1,42 +1,13 @@
-"""The commands of `shardwright pretrain` and `shardwright bench`: what trains and judges the models of planning."""
+"""The commands of `shardwright bench`: what says how good this system is."""
 
 import argparse
 from pathlib import Path
 from typing import Any
 
-from launcher.cli_parts import EPILOG, add_config, follow_profile, load, print_json
+from launcher.cli_parts import EPILOG, FILES_FIRST, add_config, follow_profile, load, print_json
 from launcher.exit_codes import ExitCode
 
-FILES_FIRST = "Give key=value before a list of files, or after another option."
 GIB = 1 << 30
-
-
-def add_pretraining(commands: Any) -> None:
-    """`shardwright pretrain NAME`: one parser a model."""
-    text = "train a model that planning uses"
-    names = commands.add_parser("pretrain", help=text, description=text, epilog=EPILOG).add_subparsers(
-        metavar="NAME", required=True
-    )
-    text = "train the costs of fused lookups from stored profiles and write weights and a model card"
-    parser = names.add_parser("cost", help=text, description=f"{text}. {FILES_FIRST}")
-    parser.set_defaults(command=pretrain_cost)
-    parser.add_argument("--profiles", type=Path, nargs="+", metavar="FILE", required=True, help="of one device type")
-    parser.add_argument("--steps", type=Path, metavar="FILE", help="measured steps: fit the host's costs to them too")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="folder to write to (weights, beside the runs)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the split and the training (0)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
-    add_config(parser)
-    text = "train the placement policy on made-up tasks and write weights, a model card and TensorBoard curves"
-    parser = names.add_parser("policy", help=text, description=f"{text}. Costs alone are asked, no hardware.")
-    parser.set_defaults(command=pretrain_policy)
-    parser.add_argument("--output", type=Path, metavar="DIR", help="folder to write to (policy, beside the runs)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of tasks, weights and samples (0)")
-    parser.add_argument("--minutes", type=_minutes, default=15.0, metavar="M", help="of training (15)")
-    parser.add_argument("--tables", type=Path, metavar="CSV", help="draw tables from this pool; makes them up without")
-    text = "train policies that are not shown something, so many minutes each, for the card (0: none)"
-    parser.add_argument("--ablation-minutes", type=float, default=0.0, metavar="M", help=text)
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
-    add_config(parser)
 
 
 def add_benchmarks(commands: Any) -> None:
@@ -234,41 +205,6 @@ def bench_detect(options: argparse.Namespace) -> ExitCode:
     return ExitCode.OK
 
 
-def pretrain_cost(options: argparse.Namespace) -> ExitCode:
-    """`shardwright pretrain cost`."""
-    from launcher.pretrain import pretrain_cost as run
-    from launcher.run_dir import locate_runs
-    from launcher.views.tables import make_console
-
-    console = make_console(stderr=True)
-    folder = options.output or locate_runs(load(options).run.dir) / "weights"
-    made = run(options.profiles, folder, options.seed, console.print, options.steps)
-    if options.json:
-        print_json(made.to_dict())
-    else:
-        for line in made.render():
-            make_console().print(line, soft_wrap=True)
-    return ExitCode.OK
-
-
-def pretrain_policy(options: argparse.Namespace) -> ExitCode:
-    """`shardwright pretrain policy`."""
-    from launcher.pretrain_policy import Pretraining
-    from launcher.pretrain_policy import pretrain_policy as run
-    from launcher.run_dir import locate_runs
-    from launcher.views.tables import make_console
-
-    folder = options.output or locate_runs(load(options).run.dir) / "policy"
-    asked = Pretraining(folder, options.seed, options.minutes, options.tables, options.ablation_minutes)
-    made = run(asked, make_console(stderr=True))
-    if options.json:
-        print_json(made.to_dict())
-    else:
-        for line in made.render():
-            make_console().print(line, soft_wrap=True)
-    return ExitCode.OK
-
-
 def _span(text: str) -> tuple[int, int]:
     """`A:B`, or one number for both."""
     first, _, last = text.partition(":")
@@ -283,17 +219,6 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number above 0")
     return int(text)
-
-
-def _minutes(text: str) -> float:
-    """A number above 0."""
-    try:
-        minutes = float(text)
-    except ValueError:
-        minutes = 0.0
-    if minutes <= 0:
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number of minutes above 0")
-    return minutes
 
 
 def _whole_numbers(text: str) -> tuple[int, ...]:
