@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from textwrap import indent
 from typing import Any
 
 # Words of an error that a rank gets because another one is gone. Source: torch 2.13: gloo's messages carry the source
 # file (`[.../gloo/transport/tcp/pair.cc:534] Connection closed by peer`), ProcessGroupNCCL's its name.
 COLLECTIVE_WORDS = ("gloo/", "ProcessGroupNCCL", "NCCL error", "NCCL communicator")
+# How the trace of a fatal signal begins. Source: Python's faulthandler; Ray's (absl's) failure signal handler.
+CRASH_WORDS = re.compile(r"Fatal Python error|\*\*\* SIG|terminate called|AddressSanitizer")
+MOST_LAST_WORDS = 30
 
 
 @dataclass(frozen=True)
@@ -97,17 +102,33 @@ def choose_first(errors: Sequence[RankError]) -> RankError:
     return min(errors, key=lambda error: (error.is_consequence, error.time_s, error.rank))
 
 
+def read_last_words(log_path: str) -> str:
+    """Gives what a process that crashed wrote on the way, the trace of the fatal signal, where its log is at hand.
+
+    Source: Python's faulthandler, which Ray's workers enable, begins its trace with `Fatal Python error`.
+    """
+    try:
+        lines = Path(log_path).read_text(errors="replace").splitlines()
+    except OSError:  # on another node
+        return ""
+    first = next((number for number, line in enumerate(lines) if CRASH_WORDS.search(line)), len(lines))
+    return "\n".join(lines[first : first + MOST_LAST_WORDS])
+
+
 def render_failure(
     error: RankError, *, node_id: str, host: str, log_path: str, num_others: int, running: Sequence[int]
 ) -> str:
     """Gives the text for people: who, where, what, the log, and the other ranks as a count.
 
-    `running` are the ranks that had still not returned: next to a broken collective they are the suspects.
+    `running` are the ranks that had still not returned: next to a broken collective they are the suspects. A lost
+    rank's last words are quoted where its log can be read from here.
     """
     what = "was lost" if error.is_lost else "failed" if error.is_explained else f"failed with {error.error_type}"
     lines = [f"Rank {error.rank} {what} on node {host} ({node_id[:8]}): {error.message}"]
     if error.traceback_text and not error.is_explained:
         lines.append(indent(error.traceback_text.rstrip(), "  | "))
+    if error.is_lost and (last_words := read_last_words(log_path)):
+        lines.append(indent(last_words, "  | "))
     if error.is_consequence and running:
         ranks = ", ".join(map(str, running))
         lines.append(f"No rank raised an error of its own; still busy: rank {ranks}. Look there for what never came.")

@@ -27,7 +27,7 @@ MOST_RANKS = 32
 
 
 class RunMetrics:
-    """The gauges and the counter of one run; make it once this process is connected to Ray.
+    """The gauges of one run; make it once this process is connected to Ray.
 
     Ray's node agent passes values on every 10 s unless told otherwise, under its prefix `ray_`, at
     `http://<node>:<MetricsExportPort>/metrics` of the node that this process runs on.
@@ -35,7 +35,7 @@ class RunMetrics:
 
     def __init__(self, run_name: str) -> None:
         """Registers the metrics; `run_name` becomes their tag `run`."""
-        from ray.util.metrics import Counter, Gauge
+        from ray.util.metrics import Gauge
 
         run = {"run": run_name}
         self._figures = {
@@ -45,10 +45,9 @@ class RunMetrics:
             name: Gauge(f"shardwright_rank_{name}", text, ("run", "rank")).set_default_tags(run)
             for name, text in RANK_FIGURES.items()
         }
-        self._verdicts = Counter(
-            "shardwright_verdicts", "Verdicts on the balance of the run, by cause", ("run", "cause")
-        )
+        self._verdicts = Gauge("shardwright_verdicts", "Verdicts on the run so far, by cause", ("run", "cause"))
         self._verdicts.set_default_tags(run)
+        self._num_verdicts: dict[str, int] = {}
 
     def show(self, figures: Mapping[str, float], ranks: Mapping[str, Sequence[float]] | None = None) -> None:
         """Sets the newest values; those not named keep theirs.
@@ -62,10 +61,19 @@ class RunMetrics:
         for name, values in (ranks or {}).items():
             for rank, value in _tag_ranks(values).items():
                 self._rank_figures[name].set(value, {"rank": rank})
+        self._show_verdicts()
 
     def count_verdict(self, cause: str) -> None:
-        """Counts one more verdict with this cause."""
-        self._verdicts.inc(1, {"cause": cause})
+        """Counts one more verdict with this cause.
+
+        The count is kept here and set, not added up by Ray's agent, which counts twice what a busy node sends twice.
+        """
+        self._num_verdicts[cause] = self._num_verdicts.get(cause, 0) + 1
+        self._show_verdicts()
+
+    def _show_verdicts(self) -> None:
+        for cause, count in self._num_verdicts.items():
+            self._verdicts.set(count, {"cause": cause})
 
 
 def _tag_ranks(values: Sequence[float]) -> dict[str, float]:

@@ -1,5 +1,7 @@
 """The first real failure is told from what follows from it."""
 
+from pathlib import Path
+
 import pytest
 from torch.distributed import DistNetworkError
 
@@ -90,3 +92,16 @@ def test_an_error_that_explains_itself_is_shown_without_its_traceback() -> None:
     assert "Traceback" in rendered(ValueError("lower the rate"))
     plain = rendered(ExplainedError("lower the rate"))
     assert "Traceback" not in plain and "lower the rate" in plain and "/log" in plain
+
+
+def test_a_lost_rank_s_last_words_are_quoted_from_its_log(tmp_path: Path) -> None:
+    log = tmp_path / "worker.err"
+    log.write_text(
+        "a warning of long before\nFatal Python error: Segmentation fault\n\nThread 0x1 (most recent call):\n"
+    )
+    error = RankError(1, 0.0, "", "The actor is dead.", is_lost=True)
+    places = {"node_id": "abcdef0123", "host": "h", "num_others": 0, "running": ()}
+    text = render_failure(error, log_path=str(log), **places)
+    assert "  | Fatal Python error: Segmentation fault" in text and "Thread 0x1" in text
+    assert "long before" not in text
+    assert "Fatal" not in render_failure(error, log_path=str(tmp_path / "elsewhere.err"), **places)

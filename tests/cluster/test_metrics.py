@@ -54,7 +54,7 @@ def test_figures_ranks_and_verdicts_reach_the_metrics_endpoint(ray_session: RayS
     show()
     wanted = {(name, ""): value for name, value in figures.items()}
     wanted |= {(f"rank_{name}", str(rank)): ms for name, values in times.items() for rank, ms in enumerate(values)}
-    wanted |= {("verdicts_total", "hot_table"): 2, ("verdicts_total", "slow_device"): 1}
+    wanted |= {("verdicts", "hot_table"): 2, ("verdicts", "slow_device"): 1}
     wait_for(wanted, "small", show)
     most, mean, least = (("rank_work_ms", tag) for tag in ("max", "mean", "min"))
     wait_for({most: MOST_RANKS, mean: MOST_RANKS / 2, least: 0}, "large", show)

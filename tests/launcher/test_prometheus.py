@@ -31,7 +31,7 @@ def test_a_block_becomes_gauges_and_verdicts_are_counted_once(ray_head: RayHead)
             ("lookup_imbalance", ""): 2.0 / 1.5,
             ("work_imbalance", ""): 7.0 / 6.5,
             ("waiting_share", ""): 0.5 / 20.0,
-            ("verdicts_total", "slow_device"): 1.0,
+            ("verdicts", "slow_device"): 1.0,
         }
         ranks = {"lookup_ms": (2.0, 3.0), "work_ms": (6.0, 7.0), "waiting_ms": (1.0, 0.0)}
         wanted |= {(f"rank_{name}", str(rank)): ms for name, values in ranks.items() for rank, ms in enumerate(values)}
