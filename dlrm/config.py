@@ -67,6 +67,33 @@ class TrainConfig:
     seed: int = option(17, "of the first weights, the shuffling and the synthetic draws", at_least=0)
 
 
+STAGINGS = ("auto", "device", "host")
+LEAST_CHUNK_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class ReshardConfig:
+    """How shards are moved while a job trains.
+
+    Attributes:
+        chunk_bytes: Of the two buffers together through which everything travels on a rank.
+        staging: `device`: new shards are filled beside the old ones; `host`: in host memory, and the old ones make
+            room for them; `auto`: on the device where it has room for both, else in host memory.
+    """
+
+    chunk_bytes: int = 16 << 20
+    staging: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Raises DlrmError (`resharding`) where a value makes no sense."""
+        if self.staging not in STAGINGS:
+            expected = ", ".join(STAGINGS)
+            raise DlrmError(f"resharding.staging: found {self.staging!r}, expected one of {expected}", "resharding")
+        if self.chunk_bytes < LEAST_CHUNK_BYTES:
+            message = f"resharding.chunk_bytes: found {self.chunk_bytes}, expected at least {LEAST_CHUNK_BYTES}"
+            raise DlrmError(message, "resharding")
+
+
 @dataclass
 class TelemetryConfig:
     """Measuring every step."""

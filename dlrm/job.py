@@ -6,6 +6,7 @@ from dlrm.config import (
     DenseOptimizerConfig,
     ModelConfig,
     ProfilerConfig,
+    ReshardConfig,
     SparseOptimizerConfig,
     TelemetryConfig,
     TrainConfig,
@@ -45,6 +46,7 @@ class TrainJob:
     injections: tuple[InjectionConfig, ...] = ()
     profiler: ProfilerConfig = field(default_factory=ProfilerConfig)
     trace_folder: str = ""
+    resharding: ReshardConfig = field(default_factory=ReshardConfig)
 
 
 def resolve_pipeline(name: str, device_type: str) -> str:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.autograd import Variable
 from torch.autograd.graph import Node
+from torch.utils.hooks import RemovableHandle
 from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.embedding_lookup import GroupedPooledEmbeddingsLookup
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
@@ -106,16 +107,23 @@ class PhaseHooks:
     def __init__(self, clock: PhaseClock, columns: StepColumns) -> None:
         self._enter, self._columns = clock.enter, columns
         self._kernel_nodes: list[Node] = []
+        self._handles: list[RemovableHandle] = []
 
     def attach(self, model: nn.Module) -> None:
         """Put the hooks on; they stay silent where the clock is between two steps, as in evaluation."""
-        model.register_forward_pre_hook(self._on_call(DENSE_FORWARD))
-        model.register_forward_hook(self._on_loss)
+        self._handles.append(model.register_forward_pre_hook(self._on_call(DENSE_FORWARD)))
+        self._handles.append(model.register_forward_hook(self._on_loss))
         for module in model.modules():
             if isinstance(module, DenseArch):
-                module.register_forward_hook(self._on_dense_arch)
+                self._handles.append(module.register_forward_hook(self._on_dense_arch))
         for collection in sharded_collections(model):
             self._attach_collection(collection)
+
+    def remove(self) -> None:
+        """Take them off what stays when the tables are sharded anew; sharded modules go with their hooks."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
 
     def _attach_collection(self, collection: ShardedEmbeddingBagCollection) -> None:
         collection.register_forward_pre_hook(self._on_call(INPUT_DIST))

@@ -14,9 +14,9 @@ from dlrm.config import SparseOptimizerConfig
 from dlrm.optimizers import fused_params
 from dlrm.shards import initialise_tables
 from planner.plan import ShardingPlan
-from planner.tables import TableSpec
-from planner.topology import Topology
-from planner.torchrec_bridge import to_torchrec
+from planner.tables import OptimizerKind, TableSpec
+from planner.topology import DeviceType, Topology
+from planner.torchrec_bridge import shard_kernel, to_torchrec
 
 EMBEDDINGS_PATH = "model.sparse_arch.embedding_bag_collection"
 
@@ -34,12 +34,13 @@ def shard_model(
 
     Needs the default process group. Collective: DistributedDataParallel broadcasts rank 0's dense weights.
     """
+    kernel = shard_kernel(OptimizerKind(optimizer.kind), DeviceType(device.type))
     sharder = EmbeddingBagCollectionSharder(fused_params=fused_params(optimizer))
     sharded = DistributedModelParallel(
         module=model,
         env=ShardingEnv.from_process_group(dist.GroupMember.WORLD),
         device=device,
-        plan=TorchRecPlan(plan={EMBEDDINGS_PATH: to_torchrec(plan, topology)}),
+        plan=TorchRecPlan(plan={EMBEDDINGS_PATH: to_torchrec(plan, topology, kernel)}),
         sharders=[sharder],
         init_parameters=False,
     )

@@ -43,6 +43,9 @@ class StepMeter(Protocol):
     def join_shards(self, gathered: np.ndarray) -> np.ndarray:
         """All ranks' counts `[S, len(SHARD_COLUMNS)]` in the order that was declared."""
 
+    def close(self) -> None:
+        """Take the hooks off the model, for another meter once its tables are sharded anew."""
+
 
 def make_meter(
     job: TrainJob, model: DistributedModelParallel, rank: int, device: torch.device, profiler: StepProfiler | None
@@ -70,7 +73,8 @@ class ModelMeter:
         self.num_columns = len(self._columns.names)
         self._traffic = TrafficHooks(self.clock)
         self._traffic.attach(model)
-        PhaseHooks(self.clock, self._columns).attach(model)
+        self._phases = PhaseHooks(self.clock, self._columns)
+        self._phases.attach(model)
         self._sampler = ShardSampler(job.plan, job.tables, rank)
         self.most_shards = max(self._sampler.sizes)
         self._device = device
@@ -100,6 +104,11 @@ class ModelMeter:
         """See StepMeter."""
         return split_shards(gathered, self._sampler.sizes)
 
+    def close(self) -> None:
+        """See StepMeter."""
+        self._phases.remove()
+        self._traffic.remove()
+
 
 class NoMeter:
     """Measures nothing, for runs without telemetry."""
@@ -123,3 +132,6 @@ class NoMeter:
     def join_shards(self, gathered: np.ndarray) -> np.ndarray:
         """No shards."""
         return np.zeros((0, len(SHARD_COLUMNS)))
+
+    def close(self) -> None:
+        """No hooks."""

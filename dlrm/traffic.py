@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.hooks import RemovableHandle
 from torchrec.distributed.dist_data import KJTAllToAll, PooledEmbeddingsAllToAll, PooledEmbeddingsReduceScatter
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
@@ -33,14 +34,21 @@ class TrafficHooks:
 
     def __init__(self, clock: PhaseClock) -> None:
         self._clock = clock
+        self._handle: RemovableHandle | None = None
         self.latest: dict[int, KeyedJaggedTensor] = {}
 
     def attach(self, model: nn.Module) -> None:
         """Put the hooks on."""
         gradient_bytes = replicated_gradient_bytes(model)
-        model.register_forward_pre_hook(lambda *_: self._clock.count(ALL_REDUCE_BYTES, gradient_bytes))
+        self._handle = model.register_forward_pre_hook(lambda *_: self._clock.count(ALL_REDUCE_BYTES, gradient_bytes))
         for collection in sharded_collections(model):
             self._attach_collection(collection)
+
+    def remove(self) -> None:
+        """Take off what is not on a sharded module, which goes with its hooks; forget the latest lookups."""
+        if self._handle is not None:
+            self._handle.remove()
+        self.latest.clear()
 
     def _attach_collection(self, collection: ShardedEmbeddingBagCollection) -> None:
         create = collection._create_input_dist

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from dlrm.checkpoint import load_checkpoint, save_checkpoint
 from dlrm.checkpoint_folder import Progress, describe_settings
@@ -19,27 +18,22 @@ from dlrm.data.factory import open_stream
 from dlrm.data.stream import BatchStream
 from dlrm.errors import DivergedError
 from dlrm.exchange import agree, first_rank_where
-from dlrm.injection.injections import Injections
-from dlrm.job import TrainJob, resolve_pipeline
+from dlrm.job import TrainJob
 from dlrm.links import probe_links
 from dlrm.metrics import BinaryMetrics, MetricValues, compute_metrics
-from dlrm.model import build_dlrm
-from dlrm.optimizers import combine_optimizers
-from dlrm.phases import build_timed_pipeline
+from dlrm.move import decline, move
 from dlrm.place import Place
-from dlrm.profiler import make_profiler
 from dlrm.records import evaluation_record, links_record
 from dlrm.reporter import Reporter
-from dlrm.sharded import shard_model
+from dlrm.rig import Rig
 from dlrm.shards import local_tensors
 from dlrm.step_columns import DATA_WAIT, STEP_COLUMNS
-from dlrm.step_meter import make_meter
 from dlrm.window import Exchanged, Span, WindowLog
 
 START = {"epoch": 0, "batch": 0}
 NO_COMMAND: dict[str, Any] = {"id": 0, "kind": ""}
 # What a controller may ask of all ranks.
-STOP, PROBE_LINKS = "stop", "probe_links"
+STOP, PROBE_LINKS, RESHARD = "stop", "probe_links", "reshard"
 
 
 def train(place: Place, /, job: TrainJob) -> dict[str, Any]:
@@ -52,6 +46,7 @@ def train(place: Place, /, job: TrainJob) -> dict[str, Any]:
     trainer = Trainer(place, job)
     try:
         while trainer.wants_more:
+            trainer.move_if_asked()
             trainer.run_leg()
             if not trainer.wants_more:
                 trainer.save()
@@ -72,11 +67,11 @@ class Trainer:
         self.device = torch.device(place.device)
         self.train_stream = self._open("train", num_epochs=None if job.train.steps else job.train.epochs)
         self.eval_stream = self._open("eval", num_epochs=1)
-        self._build()
-        self.log = WindowLog(job.train.window_steps, job.train.batch_size, self.device, place.world_size, self.meter)
-        self.meter.declare(place.rings)
+        self.rig = Rig(place, job, self.device)
+        self.log = self._new_log()
         self.step = self.done_command = 0
         self.command = NO_COMMAND
+        self.asked_move: dict[str, Any] | None = None
         self.saved_step = self.evaluated_step = -1
         self.checkpoint: Path | None = None
         self.held_out: MetricValues | None = None
@@ -93,11 +88,22 @@ class Trainer:
 
     @property
     def is_evaluation_due(self) -> bool:
-        """Whether the leg that just ended stopped for an evaluation or for the end of the job."""
-        return not self.is_stopping and self.evaluated_step != self.step
+        """Whether the leg that just ended stopped for an evaluation or for the end of the job, not only for a move."""
+        every = self.job.train.eval_every
+        is_due = not self.wants_more or (every is not None and self.step % every == 0)
+        return is_due and not self.is_stopping and self.evaluated_step != self.step
+
+    def move_if_asked(self) -> None:
+        """Move the tables where the controller asked for it, between two legs."""
+        command, self.asked_move = self.asked_move, None
+        if command is None:
+            return
+        self.reporter.say(move(self.rig, command, self.step))
+        self.log = self._new_log()
+        self.window_began = time.perf_counter()
 
     def run_leg(self) -> None:
-        """Train up to the next evaluation or the end, and drain the pipeline."""
+        """Train up to the next evaluation, move or the end, and drain the pipeline."""
         self._train_on(self._feed(self.train_stream, self._leg_steps()))
 
     def time_steps(self, batches: Sequence[Batch]) -> np.ndarray:
@@ -111,15 +117,14 @@ class Trainer:
 
     def evaluate(self) -> None:
         """Score the held-out batches with the tables as they are placed; a stop request ends it without a score."""
-        if isinstance(self.pipeline, TrainPipelineSparseDist):
-            self.pipeline.detach()
-        self.model.eval()
+        self.rig.detach()
+        self.rig.model.eval()
         metrics = BinaryMetrics(self.device)
         self.eval_stream.seek(START)
         batches = islice(self.eval_stream, self.job.train.eval_batches)
         with torch.no_grad():
             for number, batch in enumerate(batches, start=1):
-                _, (_, logits, labels) = self.model(batch.to(self.device))
+                _, (_, logits, labels) = self.rig.model(batch.to(self.device))
                 metrics.update(logits, labels)
                 if number % self.job.train.window_steps == 0:
                     self._heed(agree(self._newest_command(), self.device))
@@ -135,17 +140,17 @@ class Trainer:
         """Write a checkpoint of this step, once; raises DivergedError rather than keep weights that are no numbers."""
         if not self.job.train.checkpoint or self.saved_step == self.step:
             return
-        is_bad = not all(torch.isfinite(tensor).all() for tensor in local_tensors(self.model))
+        is_bad = not all(torch.isfinite(tensor).all() for tensor in local_tensors(self.rig.model))
         bad_rank = first_rank_where(is_bad, self.place.rank, self.place.world_size, self.device)
         if bad_rank is not None:
             raise DivergedError("model", self.step, bad_rank)
-        job = self.job
+        job = self.rig.job
         settings = describe_settings(
             job.model, job.data, job.sparse_optimizer, job.dense_optimizer, job.train, self.place.world_size
         )
         progress = Progress(self.step, self.train_stream.position(), settings)
-        folder = Path(self.job.checkpoint_folder)
-        self.checkpoint = save_checkpoint(folder, self.model, self.optimizer, self.job.plan, progress)
+        folder = Path(job.checkpoint_folder)
+        self.checkpoint = save_checkpoint(folder, self.rig.model, self.rig.optimizer, job.plan, progress)
         self.saved_step = self.step
 
     def conclude(self) -> dict[str, Any]:
@@ -153,6 +158,8 @@ class Trainer:
         if dropped := self.train_stream.report().num_dropped_rows:
             message = f"{dropped} rows at the end of each pass are not trained: they fill no batch on every rank"
             self.reporter.warn(message, self.step)
+        if self.asked_move is not None:
+            self.reporter.say(decline(self.asked_move, self.step))
         return {
             "result": "stopped" if self.is_stopping else "done",
             "step": self.step,
@@ -162,26 +169,15 @@ class Trainer:
 
     def close(self) -> None:
         """Stop the data threads and what was planted."""
-        self.injections.close()
-        if self.profiler is not None:
-            self.reporter.note(self.profiler.close(), self.step)
+        self.rig.close()
+        if self.rig.profiler is not None:
+            self.reporter.note(self.rig.profiler.close(), self.step)
         self.train_stream.close()
         self.eval_stream.close()
 
-    def _build(self) -> None:
-        job = self.job
-        model = build_dlrm(job.model, job.tables, job.schema.num_dense, job.train.seed)
-        self.model = shard_model(
-            model, job.tables, job.plan, job.topology, job.sparse_optimizer, self.device, job.train.seed
-        )
-        self.optimizer = combine_optimizers(self.model, job.sparse_optimizer, job.dense_optimizer)
-        self.profiler = make_profiler(job.profiler, Path(job.trace_folder), self.place.rank, self.device)
-        self.meter = make_meter(job, self.model, self.place.rank, self.device, self.profiler)
-        self.clock = self.meter.clock
-        kind = resolve_pipeline(job.train.pipeline, self.device.type)
-        self.pipeline = build_timed_pipeline(kind, self.model, self.optimizer, self.device, self.clock)
-        self.injections = Injections(job.injections, self.place.rank, self.place.world_size, self.device)
-        self.injections.attach(self.model, self.optimizer)
+    def _new_log(self) -> WindowLog:
+        train = self.job.train
+        return WindowLog(train.window_steps, train.batch_size, self.device, self.place.world_size, self.rig.meter)
 
     def _open(self, split: str, num_epochs: int | None) -> BatchStream:
         job, place = self.job, self.place
@@ -198,7 +194,7 @@ class Trainer:
         )
 
     def _restore(self, checkpoint: Path) -> None:
-        progress = load_checkpoint(checkpoint, self.model, self.optimizer)
+        progress = load_checkpoint(checkpoint, self.rig.model, self.rig.optimizer)
         self.step = self.saved_step = progress.step
         self.checkpoint = checkpoint
         self.train_stream.seek(progress.position)
@@ -212,8 +208,8 @@ class Trainer:
 
     def _train_on(self, feed: Iterator[Batch]) -> None:
         """Train to the end of `feed`, window after window; the last one may be short."""
-        self.model.train()
-        self.pipeline.reset()
+        self.rig.model.train()
+        self.rig.pipeline.reset()
         while self._take_step(feed):
             if self.log.is_full:
                 self._close_window()
@@ -224,32 +220,33 @@ class Trainer:
 
     def _take_step(self, feed: Iterator[Batch]) -> bool:
         """Train one step; False where there is no batch left."""
-        for message in self.injections.at_step(self.step + 1):
+        rig = self.rig
+        for message in rig.injections.at_step(self.step + 1):
             self.reporter.warn(message, self.step)
-        if self.profiler is not None:
-            self.reporter.note(self.profiler.at_step(self.step + 1), self.step)
-        self.clock.begin_step()
+        if rig.profiler is not None:
+            self.reporter.note(rig.profiler.at_step(self.step + 1), self.step)
+        rig.clock.begin_step()
         try:
-            loss, logits, labels = self.pipeline.progress(feed)
+            loss, logits, labels = rig.pipeline.progress(feed)
         except StopIteration:
-            self.clock.cancel_step()
+            rig.clock.cancel_step()
             return False
         self.log.add(loss, logits, labels)
-        self.meter.end_step()
+        rig.meter.end_step()
         self.step += 1
         return True
 
     def _feed(self, batches: Iterator[Batch], limit: int | None) -> Iterator[Batch]:
         """Batches for one leg. Ends by itself on every rank after the same batch, so no rank waits alone."""
-        given = 0
-        while not self.is_stopping and (limit is None or given < limit):
-            before = self.clock.enter(DATA_WAIT)
+        given, clock = 0, self.rig.clock
+        while not (self.is_stopping or self.asked_move) and (limit is None or given < limit):
+            before = clock.enter(DATA_WAIT)
             batch = next(batches, None)
             if batch is None:
                 self.is_exhausted = True
                 return
-            batch = self.injections.transform(batch)
-            self.clock.enter(before)
+            batch = self.rig.injections.transform(batch)
+            clock.enter(before)
             given += 1
             yield batch
 
@@ -282,9 +279,11 @@ class Trainer:
         self.done_command = agreed_command
         if self.command["kind"] == STOP:
             self.is_stopping = True
+        elif self.command["kind"] == RESHARD:
+            self.asked_move = self.command
         elif self.command["kind"] == PROBE_LINKS:
             place = self.place
-            send_ms = probe_links(place.rank, place.world_size, self.device, self.injections.delay_send)
+            send_ms = probe_links(place.rank, place.world_size, self.device, self.rig.injections.delay_send)
             self.reporter.say(links_record(send_ms, self.step))
             self.window_began = time.perf_counter()
 

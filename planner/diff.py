@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from planner.memory import FLOAT_BYTES
 from planner.plan import ShardingPlan, TablePlacement
-from planner.sharding import Shard, ShardingType
-from planner.tables import OptimizerKind, TableSpec, Workload
+from planner.sharding import ShardingType
+from planner.tables import Workload
 from planner.text import render_bytes
+from planner.transfers import table_transfers, transfer_bytes
 
 
 @dataclass(frozen=True)
@@ -35,15 +35,10 @@ def diff(old: ShardingPlan, new: ShardingPlan, workload: Workload) -> tuple[Tabl
     """The tables whose placement differs, largest move first; both plans place the same tables.
 
     Raises:
-        KeyError: A table of `new` is not in `old` or not in the workload.
+        KeyError: A table of `new` is not in `old`.
     """
     before: Mapping[str, TablePlacement] = {table.name: table for table in old.tables}
-    specs = {table.name: table for table in workload.tables}
-    moves = [
-        _table_move(before[table.name], table, specs[table.name], workload)
-        for table in new.tables
-        if table != before[table.name]
-    ]
+    moves = [_table_move(before[table.name], table, workload) for table in new.tables if table != before[table.name]]
     return tuple(sorted(moves, key=lambda move: (-move.moved_bytes, move.name)))
 
 
@@ -66,25 +61,6 @@ def _render_ranks(ranks: tuple[int, ...]) -> str:
     return ",".join(str(rank) for rank in ranks)
 
 
-def _table_move(old: TablePlacement, new: TablePlacement, table: TableSpec, workload: Workload) -> TableMove:
-    held_of: dict[int, list[Shard]] = {}
-    for shard in old.shards:
-        held_of.setdefault(shard.rank, []).append(shard)
-    state_bytes = workload.weight_bytes + (2 * FLOAT_BYTES if workload.optimizer is OptimizerKind.ADAM else 0)
-    moved = 0
-    for shard in new.shards:
-        held = sum(_overlap(shard, other) for other in held_of.get(shard.rank, ()))
-        moved += (shard.num_rows * shard.num_cols - held) * state_bytes
-        if workload.optimizer is OptimizerKind.ROWWISE_ADAGRAD:
-            moved += (shard.num_rows - held // shard.num_cols) * FLOAT_BYTES
-    return TableMove(table.name, old.sharding_type, new.sharding_type, old.ranks, new.ranks, moved)
-
-
-def _overlap(left: Shard, right: Shard) -> int:
-    rows = min(left.row_offset + left.num_rows, right.row_offset + right.num_rows) - max(
-        left.row_offset, right.row_offset
-    )
-    cols = min(left.col_offset + left.num_cols, right.col_offset + right.num_cols) - max(
-        left.col_offset, right.col_offset
-    )
-    return max(rows, 0) * max(cols, 0)
+def _table_move(old: TablePlacement, new: TablePlacement, workload: Workload) -> TableMove:
+    moved = sum(transfer_bytes(each, workload) for each in table_transfers(old, new) if not each.stays)
+    return TableMove(new.name, old.sharding_type, new.sharding_type, old.ranks, new.ranks, moved)

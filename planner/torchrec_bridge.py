@@ -73,15 +73,28 @@ def build_embeddings(tables: Iterable[TableSpec]) -> EmbeddingBagCollection:
     return EmbeddingBagCollection(tables=configs, device=torch.device("meta"))
 
 
-def to_torchrec(plan: ShardingPlan, topology: Topology) -> EmbeddingModuleShardingPlan:
-    """The plan of one EmbeddingBagCollection in TorchRec's form.
+def shard_kernel(optimizer: OptimizerKind, device: DeviceType) -> EmbeddingComputeKernel:
+    """The compute kernel of tables that are not replicated.
 
-    Kernels are `fused` (the optimizer runs in the backward pass), for replicated tables `dense`. Give it to
-    DistributedModelParallel under the module's path.
+    `fused`: the optimizer runs in the backward pass. FBGEMM has no fused Adam on CPUs: there it is `dense`, which
+    leaves a gradient as large as the table to an ordinary optimizer (EmbeddingBagCollection only).
+    Source: fbgemm-gpu 1.8, `SplitTableBatchedEmbeddingBagsCodegen`: "Optimizer adam is not supported in CPU mode".
+    """
+    is_dense = optimizer is OptimizerKind.ADAM and device is DeviceType.CPU
+    return EmbeddingComputeKernel.DENSE if is_dense else EmbeddingComputeKernel.FUSED
+
+
+def to_torchrec(
+    plan: ShardingPlan, topology: Topology, kernel: EmbeddingComputeKernel = EmbeddingComputeKernel.FUSED
+) -> EmbeddingModuleShardingPlan:
+    """The plan of one EmbeddingBagCollection or EmbeddingCollection in TorchRec's form.
+
+    Give it to DistributedModelParallel under the module's path.
 
     Args:
         plan: The plan.
         topology: Its devices; shards stand on `rank:R/cpu` or `rank:R/cuda:0`.
+        kernel: The compute kernel of tables that are not replicated (`shard_kernel`); replicated ones have `dense`.
 
     Raises:
         PlanningError: The plan is for another number of ranks (reason `torchrec`).
@@ -92,7 +105,7 @@ def to_torchrec(plan: ShardingPlan, topology: Topology) -> EmbeddingModuleShardi
             reason="torchrec",
         )
     return EmbeddingModuleShardingPlan(
-        {module_name(table.name): _parameter_sharding(table, topology) for table in plan.tables}
+        {module_name(table.name): _parameter_sharding(table, topology, kernel) for table in plan.tables}
     )
 
 
@@ -119,9 +132,8 @@ def from_torchrec(
     )
 
 
-def _parameter_sharding(table: TablePlacement, topology: Topology) -> ParameterSharding:
+def _parameter_sharding(table: TablePlacement, topology: Topology, kernel: EmbeddingComputeKernel) -> ParameterSharding:
     is_replicated = table.sharding_type is ShardingType.DATA_PARALLEL
-    kernel = EmbeddingComputeKernel.DENSE if is_replicated else EmbeddingComputeKernel.FUSED
     shards = [
         ShardMetadata(
             shard_offsets=[shard.row_offset, shard.col_offset],
@@ -132,7 +144,7 @@ def _parameter_sharding(table: TablePlacement, topology: Topology) -> ParameterS
     ]
     return ParameterSharding(
         sharding_type=table.sharding_type.value,
-        compute_kernel=kernel.value,
+        compute_kernel=(EmbeddingComputeKernel.DENSE if is_replicated else kernel).value,
         ranks=list(table.ranks),
         sharding_spec=None if is_replicated else EnumerableShardingSpec(shards),
     )

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 from dlrm.errors import DlrmError
 from dlrm.options import limit_faults, option
+from dlrm.reshard.stages import Stage
 from planner.text import did_you_mean
 
-SLOW_LOOKUPS, SLOW_DEVICE, SLOW_LINK, HOG_CORE, HOT_TABLE, HOT_ROWS, CHECKPOINT_SPIKES = KINDS = (
+SLOW_LOOKUPS, SLOW_DEVICE, SLOW_LINK, HOG_CORE, HOT_TABLE, HOT_ROWS, CHECKPOINT_SPIKES, FAIL_RESHARD = KINDS = (
     "slow_lookups",
     "slow_device",
     "slow_link",
@@ -15,21 +16,23 @@ SLOW_LOOKUPS, SLOW_DEVICE, SLOW_LINK, HOG_CORE, HOT_TABLE, HOT_ROWS, CHECKPOINT_
     "hot_table",
     "hot_rows",
     "checkpoint_spikes",
+    "fail_reshard",
 )
+STAGES = tuple(stage.value for stage in Stage)
 
 
 @dataclass
 class InjectionConfig:
     """One fault, planted on purpose to see what it does and whether it is found.
 
-    `percent`, `ms`, `period_steps`, `tables` and `shift` mean something to the kinds that their texts name.
+    `percent`, `ms`, `period_steps`, `tables`, `shift` and `stage` mean something to the kinds that their texts name.
     """
 
     kind: str = option(
         "",
         "slow_lookups: lookup kernels take longer | slow_device: the dense part too | slow_link: what is sent comes "
         "later | hog_core: another process on the rank's core | hot_table: more ids | hot_rows: other ids | "
-        "checkpoint_spikes: a long step now and then",
+        "checkpoint_spikes: a long step now and then | fail_reshard: a migration fails",
         choices=KINDS,
     )
     ranks: list[int] | None = option(None, "ranks that have the fault; null: all", at_least=0)
@@ -44,6 +47,12 @@ class InjectionConfig:
     period_steps: int = option(50, "checkpoint_spikes: every step that this divides is long", at_least=1)
     tables: list[str] = option([], "hot_table, hot_rows: the tables; an empty list: all")
     shift: float = option(0.5, "hot_rows: ids move on by this share of the table's rows", at_least=0.0)
+    stage: str = option(
+        Stage.TRANSFER.value,
+        "fail_reshard: before anything is done | amid the transfer | corrupt: a bit is changed on the way | before the "
+        "commit",
+        choices=STAGES,
+    )
 
     def __str__(self) -> str:
         """What is planted where, for people."""
@@ -56,6 +65,7 @@ class InjectionConfig:
             HOT_TABLE: f"+{self.percent:g} % ids of {which}",
             HOT_ROWS: f"{which} by {self.shift:g} of the rows",
             CHECKPOINT_SPIKES: f"+{self.ms:g} ms every {self.period_steps} steps",
+            FAIL_RESHARD: f"({self.stage})",
         }
         return " ".join(filter(None, (self.kind, details.get(self.kind), f"on {where}")))
 

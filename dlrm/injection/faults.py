@@ -9,9 +9,11 @@ from torch import nn
 from torchrec.optim.keyed import CombinedOptimizer
 
 from dlrm.data.batches import Batch
+from dlrm.errors import DlrmError
 from dlrm.injection.batches import add_ids, ids_of, shift_ids
 from dlrm.injection.config import (
     CHECKPOINT_SPIKES,
+    FAIL_RESHARD,
     HOG_CORE,
     HOT_ROWS,
     HOT_TABLE,
@@ -23,6 +25,7 @@ from dlrm.injection.config import (
 from dlrm.injection.hog import CoreHog
 from dlrm.injection.hooks import Hooks, slow_dense, slow_link, slow_lookups, spike
 from dlrm.injection.waits import wait
+from dlrm.reshard.stages import Stage
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,9 @@ class Fault:
 
     def delay_send(self) -> None:
         """Something is about to be sent while it is on."""
+
+    def at_stage(self, stage: Stage) -> None:
+        """A migration reaches this stage while it is on."""
 
     def remove(self) -> None:
         """It is over, or was never there."""
@@ -165,6 +171,15 @@ class CheckpointSpikes(Fault):
             wait(self.config.ms, self.device)
 
 
+class FailReshard(Fault):
+    """A migration fails at one of its stages."""
+
+    def at_stage(self, stage: Stage) -> None:
+        """See Fault."""
+        if stage == self.config.stage:
+            raise DlrmError(f"planted fault: {self.config}", "injection")
+
+
 FAULTS: dict[str, type[Fault]] = {
     SLOW_LOOKUPS: SlowLookups,
     SLOW_DEVICE: SlowDevice,
@@ -173,4 +188,5 @@ FAULTS: dict[str, type[Fault]] = {
     HOT_TABLE: HotTable,
     HOT_ROWS: HotRows,
     CHECKPOINT_SPIKES: CheckpointSpikes,
+    FAIL_RESHARD: FailReshard,
 }

@@ -10,6 +10,7 @@ from torchrec.optim.keyed import CombinedOptimizer
 from dlrm.data.batches import Batch
 from dlrm.injection.config import InjectionConfig, check_injections
 from dlrm.injection.faults import FAULTS, Fault, Target
+from dlrm.reshard.stages import Stage
 from dlrm.shards import sharded_collections
 from planner.torchrec_bridge import table_name
 
@@ -55,6 +56,19 @@ class Injections:
             if each.is_on:
                 each.fault.remove()
                 each.fault.plant(self._target)
+
+    def detach(self) -> None:
+        """Let go of the model, whose tables are about to be sharded anew; `attach` plants again what is on."""
+        for each in self._planned:
+            if each.is_on:
+                each.fault.remove()
+        self._target = None
+
+    def at_stage(self, stage: Stage) -> None:
+        """Hear of a stage of a migration; raises where a fault is planted there."""
+        for each in self._planned:
+            if each.is_on:
+                each.fault.at_stage(stage)
 
     def at_step(self, step: int) -> list[str]:
         """Switch on and off what this step, which is about to begin, asks for.

@@ -99,13 +99,13 @@ def _train_with_fault(
     place = trainer.place
     faults = [run.injection] if run.injection else []
     with closing(Injections(faults, place.rank, place.world_size, trainer.device)) as injections:
-        injections.attach(trainer.model, trainer.optimizer)
+        injections.attach(trainer.rig.model, trainer.rig.optimizer)
         if run.kind == HOT_TABLE:
             # Made beforehand, as all batches: within the steps it would be work of its own.
             injections.at_step(trainer.step + 1)
             batches = [injections.transform(batch) for batch in batches]
         else:
-            trainer.injections = injections
+            trainer.rig.injections = injections
         _train(trainer, batches, FAULT_STEPS, generator)
         if run.kind != SLOW_LINK:
             return None

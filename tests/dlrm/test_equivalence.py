@@ -1,11 +1,11 @@
 """A plan never changes what is learned: sharded training on real gloo ranks against one process."""
 
-import copy
-
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torchrec.distributed import DistributedModelParallel
+from torchrec.optim.keyed import CombinedOptimizer
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
@@ -15,6 +15,7 @@ from dlrm.model import build_dlrm
 from dlrm.optimizers import combine_optimizers
 from dlrm.sharded import shard_model
 from dlrm.shards import BLOCK_ROWS, draw_block, local_shards
+from dlrm.touched_rows_adam import TouchedRowsAdam
 from planner.plan import ShardingPlan, TablePlacement
 from planner.sharding import Shard, ShardingOption, ShardingType, enumerate_options
 from planner.tables import OptimizerKind, TableSpec
@@ -30,7 +31,7 @@ TABLES = (
     TableSpec("d", 7, 32, ("d",), 2.0),
 )
 MODEL = ModelConfig(embedding_dim=32, dense_arch=[16], over_arch=[16])
-RATES = {"sgd": 5.0, "rowwise_adagrad": 0.05}
+RATES = {"sgd": 5.0, "rowwise_adagrad": 0.05, "adam": 0.01}
 DENSE = DenseOptimizerConfig(kind="sgd", learning_rate=0.1)
 TYPES = tuple(ShardingType)
 UNEVEN: tuple[ShardingType, ...] = ()
@@ -96,7 +97,10 @@ def cut(step: int, size: int, part: slice) -> Batch:
     return Batch(torch.from_numpy(dense[part]), features, torch.from_numpy(labels[part]))
 
 
-def train_rank(rank: int, world_size: int, plan: ShardingPlan, where: Topology, kind: str) -> dict:
+def train_sharded(
+    rank: int, world_size: int, plan: ShardingPlan, where: Topology, kind: str
+) -> tuple[DistributedModelParallel, CombinedOptimizer]:
+    """The model after all steps under a plan, and its optimizer."""
     sparse = SparseOptimizerConfig(kind=kind, learning_rate=RATES[kind])
     device = torch.device("cpu")
     model = shard_model(build_dlrm(MODEL, TABLES, NUM_DENSE, SEED), TABLES, plan, where, sparse, device, SEED)
@@ -106,12 +110,26 @@ def train_rank(rank: int, world_size: int, plan: ShardingPlan, where: Topology, 
         loss, _ = model(cut(step, LOCAL_BATCH * world_size, slice(rank * LOCAL_BATCH, (rank + 1) * LOCAL_BATCH)))
         loss.backward()
         optimizer.step()
+    return model, optimizer
+
+
+def train_rank(rank: int, world_size: int, plan: ShardingPlan, where: Topology, kind: str) -> dict:
+    model, _ = train_sharded(rank, world_size, plan, where, kind)
     shards = [(s.table, s.row_offset, s.col_offset, s.weight.detach().numpy().copy()) for s in local_shards(model)]
     dense = {n: p.detach().numpy().copy() for n, p in model.named_parameters() if "embedding_bags" not in n}
     return {"shards": shards, "dense": dense}
 
 
-def train_reference(size: int, kind: str) -> nn.Module:
+def reference_optimizer(tables: list[nn.Parameter], kind: str) -> torch.optim.Optimizer:
+    if kind == "sgd":
+        return torch.optim.SGD(tables, RATES[kind])
+    if kind == "rowwise_adagrad":
+        return RowWiseAdagrad(tables, RATES[kind], eps=1e-8)
+    return TouchedRowsAdam(tables, RATES[kind], (0.9, 0.999), eps=1e-8)
+
+
+def train_reference(size: int, kind: str) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """The model and its tables' optimizer after all steps in this process; a step's batch has `size` samples."""
     torch.manual_seed(0)
     model = build_dlrm(MODEL, TABLES, NUM_DENSE, SEED)
     collection = model.model.sparse_arch.embedding_bag_collection.to_empty(device="cpu")
@@ -120,9 +138,8 @@ def train_reference(size: int, kind: str) -> nn.Module:
             assert t.num_embeddings <= BLOCK_ROWS
             first = draw_block(SEED, t, 0)
             collection.embedding_bags[module_name(t.name)].weight.copy_(first)
-    tables = list(collection.parameters())
     others = [p for name, p in model.named_parameters() if "embedding_bags" not in name]
-    sparse = torch.optim.SGD(tables, RATES[kind]) if kind == "sgd" else RowWiseAdagrad(tables, RATES[kind], eps=1e-8)
+    sparse = reference_optimizer(list(collection.parameters()), kind)
     dense = torch.optim.SGD(others, DENSE.learning_rate)
     for step in range(STEPS):
         sparse.zero_grad()
@@ -130,7 +147,7 @@ def train_reference(size: int, kind: str) -> nn.Module:
         model(cut(step, size, slice(0, size)))[0].backward()
         sparse.step()
         dense.step()
-    return copy.deepcopy(model)
+    return model, sparse
 
 
 CASES = {
@@ -164,7 +181,7 @@ def trained(request: pytest.FixtureRequest) -> tuple[Topology, list[dict]]:
 
 @pytest.fixture(scope="module")
 def references() -> dict[tuple[int, str], nn.Module]:
-    return {(size, kind): train_reference(LOCAL_BATCH * size, kind) for size in (2, 4) for kind in RATES}
+    return {(size, kind): train_reference(LOCAL_BATCH * size, kind)[0] for size in (2, 4) for kind in RATES}
 
 
 @pytest.mark.distributed
@@ -191,7 +208,7 @@ def test_weights_equal_the_single_process_reference(trained: tuple, references: 
 
 
 def test_training_moves_the_weights() -> None:
-    trained = train_reference(2 * LOCAL_BATCH, "sgd")
+    trained, _ = train_reference(2 * LOCAL_BATCH, "sgd")
     for t in TABLES:
         first = draw_block(SEED, t, 0)
         weight = trained.model.sparse_arch.embedding_bag_collection.embedding_bags[module_name(t.name)].weight

@@ -73,7 +73,7 @@ def run_all(rank: int, world_size: int, folder: Path) -> dict[str, Any]:
 def run_by_hand(rank: int, world_size: int, folder: Path) -> dict[str, Any]:
     """What is attached, and where the process may run, before a fault, under it and after it."""
     trainer = Trainer(Place(rank, world_size), make_job(folder, steps=None, checkpoint=False))
-    model, optimizer, cores = trainer.model, trainer.optimizer, os.sched_getaffinity(0)
+    model, optimizer, cores = trainer.rig.model, trainer.rig.optimizer, os.sched_getaffinity(0)
     found: dict[str, Any] = {"before": count_hooks(model)}
     kinds = ["slow_device", "slow_link", "checkpoint_spikes", "hog_core"]
     injections = Injections([InjectionConfig(kind, [1], 2, 3) for kind in kinds], rank, world_size, trainer.device)

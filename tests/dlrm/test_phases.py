@@ -47,22 +47,22 @@ class SlowBatches(list):
 
 
 def kernels(trainer: Trainer) -> list[Any]:
-    return [kernel for lookup in sharded_collections(trainer.model)[0]._lookups for kernel in lookup._emb_modules]
+    return [kernel for lookup in sharded_collections(trainer.rig.model)[0]._lookups for kernel in lookup._emb_modules]
 
 
 def module(trainer: Trainer, name: str) -> Any:
-    return getattr(trainer.model.module.model, name)
+    return getattr(trainer.rig.model.module.model, name)
 
 
 def dense_optimizer(trainer: Trainer) -> torch.optim.Optimizer:
-    return next(optimizer for key, optimizer in trainer.optimizer.optimizers if key == "dense")._optimizer
+    return next(optimizer for key, optimizer in trainer.rig.optimizer.optimizers if key == "dense")._optimizer
 
 
 # Where a delay is planted, by the column it must show in: one place of every step, on rank 1 alone.
 PLANTS: dict[str, Callable[[Trainer], RemovableHandle]] = {
-    "input_dist_ms": lambda t: sharded_collections(t.model)[0]._input_dists[0].register_forward_pre_hook(sleep),
+    "input_dist_ms": lambda t: sharded_collections(t.rig.model)[0]._input_dists[0].register_forward_pre_hook(sleep),
     "lookup_forward_ms": lambda t: kernels(t)[0].register_forward_pre_hook(sleep),
-    "output_dist_forward_ms": lambda t: sharded_collections(t.model)[0]._output_dists[0].register_forward_hook(sleep),
+    "output_dist_forward_ms": lambda t: sharded_collections(t.rig.model)[0]._output_dists[0].register_forward_hook(sleep),
     "dense_forward_ms": lambda t: module(t, "over_arch").register_forward_pre_hook(sleep),
     "dense_backward_ms": lambda t: module(t, "over_arch").register_forward_hook(slow_backward),
     "lookup_backward_ms": lambda t: kernels(t)[0].register_forward_hook(slow_backward),

@@ -53,7 +53,7 @@ def run_case(place: Place, folder: Path, case: str) -> None:
     with pytest.raises(BrokenError), closing(Trainer(place, job)) as trainer:
         trainer.time_steps(list(islice(trainer.train_stream, 3)))
         trainer.time_steps(list(islice(trainer.train_stream, 2)))
-        trainer.pipeline.progress = fail
+        trainer.rig.pipeline.progress = fail
         trainer.run_leg()
 
 

@@ -316,7 +316,7 @@ def test_a_probe_between_two_windows_changes_nothing(pairs: dict[str, Any], tmp_
 def run_to_the_end_of_a_leg(rank: int, world_size: int, folder: Path) -> int:
     with closing(Trainer(Place(rank, world_size), make_job(folder, steps=3))) as trainer:
         trainer.run_leg()
-        return trainer.clock.enter(OTHER)
+        return trainer.rig.clock.enter(OTHER)
 
 
 @pytest.mark.distributed

@@ -1,0 +1,170 @@
+"""Brings rectangles from the shards of the old plan to those of the new one, within a rank and between ranks."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+import torch.distributed as dist
+
+from dlrm.reshard.checksum import cells_sum
+from dlrm.reshard.held import HeldShard
+from dlrm.reshard.parcels import Parcel, buffer_floats
+from planner.transfers import Transfer
+
+Handle = Callable[[Transfer, torch.Tensor], None]
+"""Packs a piece into a flat buffer, or unpacks it."""
+
+
+class Shelf:
+    """The shards of one plan on one rank, found by place."""
+
+    def __init__(self, shards: Iterable[HeldShard]) -> None:
+        self._by_table: dict[str, list[HeldShard]] = {}
+        for shard in shards:
+            self._by_table.setdefault(shard.table, []).append(shard)
+
+    def find(self, piece: Transfer) -> HeldShard:
+        """The shard that a piece lies in."""
+        return next(each for each in self._by_table[piece.table] if _holds(each, piece))
+
+
+class Courier:
+    """Copies what stays on this rank, and exchanges the rest in rounds of bounded size.
+
+    A row's single value of row-wise Adagrad stands for all columns of the shard: cut by columns it goes to every part,
+    and where parts meet their mean is taken, weighted by columns. Where a part was never apart it stays bit for bit.
+
+    Attributes:
+        transit_sums: int64 [2], sums of the rows' values as they were taken from old shards, and as they arrived: over
+            all ranks they must be equal. (Of weights and of state by weight the tables' own sums tell as much.)
+    """
+
+    def __init__(
+        self,
+        old: Sequence[HeldShard],
+        new: Sequence[HeldShard],
+        rounds: Sequence[Sequence[Parcel]],
+        rank: int,
+        device: torch.device,
+    ) -> None:
+        """Allocate the buffers.
+
+        Args:
+            old: Shards of this rank to take from.
+            new: Shards of this rank to fill, on any device.
+            rounds: What travels between all ranks.
+            rank: This rank.
+            device: Of the buffers, and so which backend carries them.
+        """
+        self._old, self._new, self._rounds, self._rank = Shelf(old), Shelf(new), rounds, rank
+        num_sent, num_received = buffer_floats(rounds, rank)
+        self._outgoing = torch.empty(num_sent, device=device)
+        self._incoming = torch.empty(num_received, device=device)
+        self.transit_sums = torch.zeros(2, dtype=torch.int64)
+        for shard in new:
+            for state in shard.states:
+                if state.dim() == 1:
+                    state.zero_()
+
+    @torch.no_grad()
+    def keep(self, pieces: Iterable[Transfer]) -> None:
+        """Copy the pieces that stay on this rank."""
+        for piece in pieces:
+            values = _values(self._old.find(piece), piece)
+            self._add_up(0, piece, values)
+            self._deliver(piece, values)
+
+    @torch.no_grad()
+    def exchange(self, at_transfer: Callable[[], None]) -> None:
+        """Send and receive all rounds; `at_transfer` is called amid them. Collective.
+
+        An error of this rank's own is raised after the last round: the others wait for it in every one.
+        """
+        failure = None
+        for number, parcels in enumerate(self._rounds):
+            mine = sorted((each for each in parcels if each.piece.source == self._rank), key=lambda p: p.piece.target)
+            theirs = sorted((each for each in parcels if each.piece.target == self._rank), key=lambda p: p.piece.source)
+            is_amid = number == len(self._rounds) // 2
+            failure = failure or self._attempt(mine, self._outgoing, self._pack, at_transfer if is_amid else None)
+            _swap(self._outgoing, self._incoming, mine, theirs, dist.get_world_size())
+            failure = failure or self._attempt(theirs, self._incoming, self._unpack)
+        if not self._rounds:
+            at_transfer()
+        if failure is not None:
+            raise failure
+
+    def _attempt(
+        self,
+        parcels: Sequence[Parcel],
+        buffer: torch.Tensor,
+        handle: Handle,
+        first: Callable[[], None] | None = None,
+    ) -> Exception | None:
+        begin = 0
+        try:
+            if first is not None:
+                first()
+            for parcel in parcels:
+                handle(parcel.piece, buffer[begin : begin + parcel.num_floats])
+                begin += parcel.num_floats
+        except Exception as error:  # told once all ranks are through
+            return error
+        return None
+
+    def _pack(self, piece: Transfer, buffer: torch.Tensor) -> None:
+        values = _values(self._old.find(piece), piece)
+        self._add_up(0, piece, values)
+        for place, each in zip(_split(buffer, values), values, strict=True):
+            place.copy_(each)
+
+    def _unpack(self, piece: Transfer, buffer: torch.Tensor) -> None:
+        shard = self._new.find(piece)
+        self._deliver(piece, _split(buffer, _values(shard, piece)))
+
+    def _deliver(self, piece: Transfer, values: Sequence[torch.Tensor]) -> None:
+        self._add_up(1, piece, values)
+        shard = self._new.find(piece)
+        share = piece.num_cols / shard.weight.shape[1]
+        for place, each in zip(_values(shard, piece), values, strict=True):
+            if place.dim() == 2:
+                place.copy_(each)
+            else:
+                place.add_(each.to(place.device), alpha=share)
+
+    def _add_up(self, side: int, piece: Transfer, values: Sequence[torch.Tensor]) -> None:
+        for each in values:
+            if each.dim() == 1:
+                self.transit_sums[side] += cells_sum(each[:, None], piece.row_offset, piece.col_offset)
+
+
+def _holds(shard: HeldShard, piece: Transfer) -> bool:
+    num_rows, num_cols = shard.weight.shape
+    row, col = piece.row_offset - shard.row_offset, piece.col_offset - shard.col_offset
+    return row >= 0 and col >= 0 and row + piece.num_rows <= num_rows and col + piece.num_cols <= num_cols
+
+
+def _values(shard: HeldShard, piece: Transfer) -> list[torch.Tensor]:
+    """Views of a piece's weights and states in a shard."""
+    row, col = piece.row_offset - shard.row_offset, piece.col_offset - shard.col_offset
+    rows, cols = slice(row, row + piece.num_rows), slice(col, col + piece.num_cols)
+    return [each[rows, cols] if each.dim() == 2 else each[rows] for each in (shard.weight, *shard.states)]
+
+
+def _split(buffer: torch.Tensor, like: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Views of a flat buffer with the shapes of some tensors."""
+    parts = buffer.split([each.numel() for each in like])
+    return [part.view(each.shape) for part, each in zip(parts, like, strict=True)]
+
+
+def _swap(
+    outgoing: torch.Tensor,
+    incoming: torch.Tensor,
+    mine: Sequence[Parcel],
+    theirs: Sequence[Parcel],
+    world_size: int,
+) -> None:
+    sent, received = [0] * world_size, [0] * world_size
+    for parcel in mine:
+        sent[parcel.piece.target] += parcel.num_floats
+    for parcel in theirs:
+        received[parcel.piece.source] += parcel.num_floats
+    dist.all_to_all_single(incoming[: sum(received)], outgoing[: sum(sent)], received, sent)

@@ -1,0 +1,90 @@
+"""The sharded collection inside a model: built anew under another plan, and put into the old one's place."""
+
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torchrec.distributed import DistributedModelParallel
+from torchrec.distributed.embedding import EmbeddingCollectionSharder, ShardedEmbeddingCollection
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder, ShardedEmbeddingBagCollection
+from torchrec.distributed.types import EmbeddingModuleShardingPlan, ShardingEnv
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
+
+META = torch.device("meta")
+Sharded: TypeAlias = ShardedEmbeddingBagCollection | ShardedEmbeddingCollection
+
+
+@dataclass(frozen=True, eq=False)
+class Standing:
+    """What stands in a model's place for embeddings, with what its wrapper knows of it."""
+
+    collection: Sharded
+    plan: EmbeddingModuleShardingPlan
+    optim: Any
+
+
+class Site:
+    """One place for a sharded collection inside a model."""
+
+    def __init__(self, model: DistributedModelParallel, path: str) -> None:
+        """Find the place; `path` is the collection's name in the model without the wrappers of parallelism."""
+        self._model, self._path = model, path
+        inner = model._dmp_wrapped_module
+        inner = getattr(inner, "module", inner) if isinstance(inner, nn.parallel.DistributedDataParallel) else inner
+        parent, _, self._name = path.rpartition(".")
+        self._parent = inner.get_submodule(parent)
+
+    @property
+    def standing(self) -> Standing:
+        """What stands there now."""
+        model = self._model
+        return Standing(getattr(self._parent, self._name), model._plan.plan[self._path], model._optim)
+
+    def place(self, collection: Sharded) -> None:
+        """Put a collection there; the model's fused optimizer is then that of this one."""
+        self._put(collection, collection.module_sharding_plan)
+        self._model._optim = self._model._init_optim(self._model._dmp_wrapped_module)
+
+    def put_back(self, standing: Standing) -> None:
+        """Put there again what stood there before, with its optimizer."""
+        self._put(standing.collection, standing.plan)
+        self._model._optim = standing.optim
+
+    def clear(self) -> None:
+        """Leave the place empty, so that nothing of the model holds the memory of what stood there."""
+        self._put(nn.Identity(), self._model._plan.plan[self._path])
+        self._model._optim = None
+
+    def _put(self, module: nn.Module, plan: Any) -> None:
+        setattr(self._parent, self._name, module)
+        self._model._plan.plan[self._path] = plan
+
+
+@dataclass(frozen=True)
+class Builder:
+    """Builds a collection with the same tables under any plan; their weights are left as memory was.
+
+    Attributes:
+        fused_params: What FBGEMM's kernels are told.
+        device: Where shards go.
+    """
+
+    fused_params: dict[str, Any]
+    device: torch.device
+
+    def build(self, unsharded: nn.Module, plan: EmbeddingModuleShardingPlan) -> Sharded:
+        """The collection under a plan. Collective where tables are replicated, or rows are cut within nodes."""
+        is_bags = isinstance(unsharded, EmbeddingBagCollection)
+        sharder = (EmbeddingBagCollectionSharder if is_bags else EmbeddingCollectionSharder)(self.fused_params)
+        env = ShardingEnv.from_process_group(dist.GroupMember.WORLD)
+        return sharder.shard(unsharded, plan, env, self.device)
+
+
+def unshard(collection: Sharded) -> nn.Module:
+    """The collection that was sharded, without memory: tables and features in the same order."""
+    if isinstance(collection, ShardedEmbeddingBagCollection):
+        configs = collection._embedding_bag_configs
+        return EmbeddingBagCollection(tables=configs, is_weighted=collection._is_weighted, device=META)
+    return EmbeddingCollection(tables=collection._embedding_configs, need_indices=collection._need_indices, device=META)
