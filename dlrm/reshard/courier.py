@@ -1,6 +1,6 @@
 """Brings rectangles from the shards of the old plan to those of the new one, within a rank and between ranks."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 
 import torch
 import torch.distributed as dist
@@ -35,7 +35,7 @@ class Courier:
 
     Attributes:
         transit_sums: int64 [2], sums of the rows' values as they were taken from old shards, and as they arrived: over
-            all ranks they must be equal. (Of weights and of state by weight the tables' own sums tell as much.)
+            all ranks they must be equal. Only of tables that no sum before and after tells of.
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class Courier:
         rounds: Sequence[Sequence[Parcel]],
         rank: int,
         device: torch.device,
+        summed: Set[str],
     ) -> None:
         """Allocate the buffers.
 
@@ -54,7 +55,9 @@ class Courier:
             rounds: What travels between all ranks.
             rank: This rank.
             device: Of the buffers, and so which backend carries them.
+            summed: Tables whose rows' values are summed on the way.
         """
+        self._summed = summed
         self._old, self._new, self._rounds, self._rank = Shelf(old), Shelf(new), rounds, rank
         num_sent, num_received = buffer_floats(rounds, rank)
         self._outgoing = torch.empty(num_sent, device=device)
@@ -131,6 +134,8 @@ class Courier:
                 place.add_(each.to(place.device), alpha=share)
 
     def _add_up(self, side: int, piece: Transfer, values: Sequence[torch.Tensor]) -> None:
+        if piece.table not in self._summed:
+            return
         for each in values:
             if each.dim() == 1:
                 self.transit_sums[side] += cells_sum(each[:, None], piece.row_offset, piece.col_offset)

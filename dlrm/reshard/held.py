@@ -47,6 +47,17 @@ class HeldShard:
         """Bytes of weights and state."""
         return sum(each.numel() * each.element_size() for each in (self.weight, *self.states))
 
+    @property
+    def place(self) -> tuple[str, int, int]:
+        """Table, first row, first column: no two shards of a rank have the same."""
+        return self.table, self.row_offset, self.col_offset
+
+    def is_like(self, other: "HeldShard") -> bool:
+        """Whether another shard of the same place has the same bits, on whichever device."""
+        pairs = zip((self.weight, *self.states), (other.weight, *other.states), strict=True)
+        # As integers: a weight that is no number is not equal to itself.
+        return all(torch.equal(a.view(torch.int32), b.to(a.device).view(torch.int32)) for a, b in pairs)
+
     def copy_to(self, device: torch.device) -> "HeldShard":
         """The same values in fresh memory of a device."""
         weight, *states = (each.detach().to(device, copy=True) for each in (self.weight, *self.states))

@@ -162,7 +162,7 @@ class Attempt:
         before = together(self._make_ready)
         courier = together(self._make_targets)
         together(lambda: self._transfer(courier))
-        after = together(lambda: self._sums.of_new(self._targets))
+        after = together(lambda: self._sums.of_new(self._targets, self._old))
         self._sums.check(before, after, courier.transit_sums)
         if self.staging == "host":
             self._change_over()
@@ -186,7 +186,8 @@ class Attempt:
             self._targets = empty_shards(self._new_plan, self._rank, self._kind)
         else:
             self._targets = self._build(self._new_plan)
-        return Courier(self._old, self._targets, self._rounds, self._rank, self._all.device)
+        cut_tables = self._sums.cut_tables
+        return Courier(self._old, self._targets, self._rounds, self._rank, self._all.device, cut_tables)
 
     def _build(self, plan: ShardingPlan) -> list[HeldShard]:
         """Shard the tables under a plan, put them into the model, build their optimizer; what this rank then holds."""
@@ -225,9 +226,9 @@ class Attempt:
             raise
 
     def _fill(self, plan: ShardingPlan, values: list[HeldShard]) -> None:
-        found = {(shard.table, shard.row_offset, shard.col_offset): shard for shard in values}
+        found = {shard.place: shard for shard in values}
         for shard in self._build(plan):
-            shard.take(found[shard.table, shard.row_offset, shard.col_offset])
+            shard.take(found[shard.place])
 
     def _release(self) -> None:
         """Let go of what stands in the model, so that its memory is free."""
