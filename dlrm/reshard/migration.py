@@ -139,8 +139,8 @@ class Attempt:
         self._site = Site(migration.model, migration.path)
         self._was, self._old_optimizer, self.optimizer = self._site.standing, optimizer, optimizer
         self._unsharded = unshard(self._was.collection)
-        self._old = Holding(self._was.collection, optimizer).shards
-        self._counters = agree_counters(Holding(self._was.collection, optimizer).read_counters())
+        holding = Holding(self._was.collection, optimizer)
+        self._old, self._counters = holding.shards, agree_counters(holding.read_counters())
         self._targets: list[HeldShard] = []
         self.transfer_ms = 0.0
         self._cut(layout_of(self._kind))
@@ -203,6 +203,8 @@ class Attempt:
         began_s = perf_counter()
         courier.exchange(lambda: self._at(Stage.TRANSFER))
         courier.keep(self._kept)
+        if self._all.device.type == "cuda":
+            torch.cuda.synchronize()
         self.transfer_ms = MS_PER_S * (perf_counter() - began_s)
         try:
             self._at(Stage.CORRUPT)

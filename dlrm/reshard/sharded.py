@@ -1,11 +1,12 @@
 """The sharded collection inside a model: built anew under another plan, and put into the old one's place."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.embedding import EmbeddingCollectionSharder, ShardedEmbeddingCollection
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder, ShardedEmbeddingBagCollection
@@ -79,21 +80,29 @@ class Builder:
         is_bags = isinstance(unsharded, EmbeddingBagCollection)
         sharder = (EmbeddingBagCollectionSharder if is_bags else EmbeddingCollectionSharder)(self.fused_params)
         env = ShardingEnv.from_process_group(dist.GroupMember.WORLD)
-        return sharder.shard(unsharded, plan, env, self.device)
+        with Uninitialised():
+            return sharder.shard(unsharded, plan, env, self.device)
 
 
 def unshard(collection: Sharded) -> nn.Module:
-    """The collection that was sharded, without memory: tables and features in the same order.
-
-    Built anew it is not initialised, which takes longer than all else, for values that are overwritten.
-    """
+    """The collection that was sharded, without memory: tables and features in the same order."""
     if isinstance(collection, ShardedEmbeddingBagCollection):
-        bags = [replace(config, init_fn=leave) for config in collection._embedding_bag_configs]
-        return EmbeddingBagCollection(tables=bags, is_weighted=collection._is_weighted, device=META)
-    tables = [replace(config, init_fn=leave) for config in collection._embedding_configs]
-    return EmbeddingCollection(tables=tables, need_indices=collection._need_indices, device=META)
+        configs = collection._embedding_bag_configs
+        return EmbeddingBagCollection(tables=configs, is_weighted=collection._is_weighted, device=META)
+    return EmbeddingCollection(tables=collection._embedding_configs, need_indices=collection._need_indices, device=META)
 
 
-def leave(weight: torch.Tensor) -> torch.Tensor:
-    """First values of a table: none."""
-    return weight
+class Uninitialised(TorchFunctionMode):
+    """Within it no random first values are drawn: of tables that are overwritten they would take longer than all else.
+
+    Source: TorchRec 1.8, `init_parameters` of its kernels draws by the one, `reset_parameters` by the other.
+    """
+
+    DRAWS = (torch.Tensor.uniform_, nn.init.uniform_)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Leave a tensor as it is where it would be filled at random."""
+        named = kwargs or {}
+        if func in self.DRAWS:
+            return args[0] if args else named["tensor"]
+        return func(*args, **named)
