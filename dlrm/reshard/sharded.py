@@ -86,19 +86,22 @@ class Builder:
 
 def unshard(collection: Sharded) -> nn.Module:
     """The collection that was sharded, without memory: tables and features in the same order."""
-    if isinstance(collection, ShardedEmbeddingBagCollection):
-        configs = collection._embedding_bag_configs
-        return EmbeddingBagCollection(tables=configs, is_weighted=collection._is_weighted, device=META)
-    return EmbeddingCollection(tables=collection._embedding_configs, need_indices=collection._need_indices, device=META)
+    with Uninitialised():
+        if isinstance(collection, ShardedEmbeddingBagCollection):
+            configs = collection._embedding_bag_configs
+            return EmbeddingBagCollection(tables=configs, is_weighted=collection._is_weighted, device=META)
+        tables, need_indices = collection._embedding_configs, collection._need_indices
+        return EmbeddingCollection(tables=tables, need_indices=need_indices, device=META)
 
 
 class Uninitialised(TorchFunctionMode):
     """Within it no random first values are drawn: of tables that are overwritten they would take longer than all else.
 
-    Source: TorchRec 1.8, `init_parameters` of its kernels draws by the one, `reset_parameters` by the other.
+    Source: TorchRec 1.8, `init_parameters` of its kernels and `reset_parameters` of collections draw uniformly, torch's
+    `nn.EmbeddingBag`, which holds an unsharded table, normally.
     """
 
-    DRAWS = (torch.Tensor.uniform_, nn.init.uniform_)
+    DRAWS = (torch.Tensor.uniform_, nn.init.uniform_, torch.Tensor.normal_, nn.init.normal_)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Leave a tensor as it is where it would be filled at random."""
