@@ -159,20 +159,25 @@ class Attempt:
 
     def carry_out(self) -> None:
         """Go through all stages. Raises GivenUp on all ranks alike."""
-        before = together(self._make_ready)
-        courier = together(self._make_targets)
-        together(lambda: self._transfer(courier))
-        after = together(lambda: self._sums.of_new(self._targets, self._old))
-        self._sums.check(before, after, courier.transit_sums)
+        self._bring()
         if self.staging == "host":
             self._change_over()
-        together(lambda: self._at(Stage.COMMIT))
+        else:
+            together(lambda: self._at(Stage.COMMIT))
 
     def undo(self) -> None:
         """Put the old shards into place again, as they were."""
         if self._site.standing.collection is not self._was.collection:
             self._site.put_back(self._was)
         self.optimizer = self._old_optimizer
+
+    def _bring(self) -> None:
+        """Fill the new shards, and make sure that they hold what the old ones do."""
+        before = together(self._make_ready)
+        courier = together(self._make_targets)
+        together(lambda: self._transfer(courier))
+        after = together(lambda: self._sums.of_new(self._targets, self._old))
+        self._sums.check(before, after, courier.transit_sums)
 
     def _make_ready(self) -> torch.Tensor:
         """Find out whether there is room; the sums of what this rank holds."""
