@@ -12,6 +12,7 @@ from typing import Any
 from launcher.cli_bench import add_benchmarks
 from launcher.cli_parts import EPILOG, add_config, follow_profile, follow_strategies, load, print_json
 from launcher.cli_pretrain import add_pretraining
+from launcher.cli_reshard import add_reshard
 from launcher.exit_codes import ExitCode
 
 WIDTH = 100
@@ -55,6 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_config(train_parser)
     report_parser = add("report", report, "say what a run came to")
     report_parser.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    add_reshard(commands)
     add_pretraining(commands)
     add_benchmarks(commands)
     return parser

@@ -75,6 +75,12 @@ def _meaning_faults(config: RunConfig) -> Iterator[str]:
     if config.planner.strategy not in STRATEGIES:
         hint = did_you_mean(config.planner.strategy, tuple(STRATEGIES)) or f"; known: {', '.join(STRATEGIES)}"
         yield f"planner.strategy: there is no strategy {config.planner.strategy!r}{hint}"
+    for section in ("telemetry", "imbalance"):
+        if config.resharding.enabled and not getattr(config, section).enabled:
+            yield (
+                f"resharding.enabled: true, but {section}.enabled is false: what is to be mended is found by "
+                f"measuring and watching every step; set {section}.enabled=true"
+            )
     yield from config_problems(config.data)
     yield from injection_problems(config.inject)
     if config.profiler.steps is not None:

@@ -22,6 +22,7 @@ command line; the last one wins. Lists and mappings are written as in YAML: `'da
 | shipped file | what it is for |
 |---|---|
 | `quickstart.yaml` | synthetic data with a planted teacher; trains on any machine in about a minute |
+| `quickstart_drift.yaml` | the same with a table that gets hot at step 300: shows `resharding.enabled=true` |
 | `criteo_kaggle.yaml` | the Criteo Kaggle log as distributed (`data.path=FILE`) |
 | `anime.yaml` | a Parquet table with a list column (`data.path=FILE`) |
 | `mlperf_dlrm_v2.yaml` | the 26 tables of MLPerf's DLRM-DCN-v2, for planning on `hardware/` presets |

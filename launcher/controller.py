@@ -5,25 +5,37 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
+from cluster.imbalance.watcher import Watcher
 from cluster.session import open_session
 from cluster.worker_group import GroupOptions, WorkerGroup
+from dlrm.records import warning_record
 from dlrm.trainer import train
+from launcher.commands import Commands
 from launcher.config import render_config
-from launcher.delivery import Delivery, make_watcher
+from launcher.delivery import Delivery, make_watcher, watch_settings
 from launcher.exit_codes import ExitCode, result_word
 from launcher.faults import exit_code_of
 from launcher.preparation import Prepared, prepare
+from launcher.priced_plan import PricedPlan
+from launcher.resharding.loop import Resharding, Surroundings
+from launcher.resharding.price import PriceList, estimate_price
+from launcher.resharding.requests import RequestBox
+from launcher.resharding.search import Search, replanner
 from launcher.run_dir import RunDir
 from launcher.schema import RunConfig
 from launcher.stop_signals import StopSignals
+from launcher.views.base import Observer
 from launcher.views.observer import open_observers
 from launcher.views.profiling import follow_profile
 from launcher.views.terminal import Terminal
 from planner.profile_file import render_profile
+from planner.replan import ReplanSettings
 
 POLL_S = 1.0
 # The last records are waited for longer: no later poll would bring them.
 LAST_POLL_S = 20.0
+# A longer search for a better plan would cost more steps under the worse one than it could still win.
+MOST_REPLAN_S = 2.0
 
 
 def run_training(
@@ -78,7 +90,9 @@ def launch_and_watch(prepared: Prepared, run: RunDir, stop: StopSignals, termina
         observers = stack.enter_context(open_observers(run, terminal, prepared))
         group = stack.enter_context(WorkerGroup.start(prepared.inventory, options))
         stack.enter_context(stop.deferred())
-        delivery = Delivery(group, observers, make_watcher(prepared))
+        commands, watcher = Commands(group.post), make_watcher(prepared)
+        resharding = make_resharding(prepared, run, commands, observers, watcher)
+        delivery = Delivery(group, observers, watcher, commands, resharding)
         group.run(train, prepared.job(run))
         try:
             watch(group, delivery, stop)
@@ -94,3 +108,31 @@ def watch(group: WorkerGroup, delivery: Delivery, stop: StopSignals) -> None:
         if stop.is_requested:
             delivery.stop()
         delivery.carry(POLL_S)
+
+
+def make_resharding(
+    prepared: Prepared, run: RunDir, commands: Commands, observer: Observer, watcher: Watcher | None
+) -> Resharding:
+    """What decides about the plan while the job trains; without `resharding.enabled` it serves users' requests only."""
+    config, planned = prepared.task.config, prepared.planned
+    budget_s = min(MOST_REPLAN_S, config.planner.budget_s)
+    settings = ReplanSettings(margin=config.resharding.margin, budget_s=budget_s, seed=config.train.seed)
+
+    def adopt(moved_to: PricedPlan, step: int) -> None:
+        """Another plan trains after this step: keep it, show it, and watch it by what it promises."""
+        try:
+            run.write_plan(moved_to.to_dict())
+        except OSError as error:
+            observer.show(warning_record(f"the plan of step {step} could not be kept in {run.path}: {error}", step))
+        observer.show_plan(moved_to, step)
+        if watcher is not None:
+            watcher.reset(moved_to.cost.lookup_ms)
+
+    return Resharding(
+        config.resharding,
+        watch_settings(config),
+        planned,
+        PriceList(estimate_price(planned.problem, planned.estimator)),
+        Search(replanner(planned.problem, planned.estimator, settings)),
+        Surroundings(commands, observer.show, adopt, RequestBox(run)),
+    )

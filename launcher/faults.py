@@ -5,6 +5,7 @@ from dlrm.errors import DlrmError
 from launcher.bench.cost_data import CostFileError
 from launcher.config import ConfigError
 from launcher.exit_codes import ExitCode
+from launcher.resharding.requests import RequestError
 from launcher.stop_signals import StopRequested
 from launcher.views.report import NoRunError
 from planner.errors import PlanningError
@@ -25,6 +26,6 @@ def exit_code_of(error: BaseException) -> ExitCode | None:
         if error.reason in ("resources", "placement"):
             return ExitCode.INFEASIBLE
         return ExitCode.UNFIT if error.reason in UNFIT_REASONS else ExitCode.USAGE
-    if isinstance(error, (OSError, ConfigError, CostFileError, PlanningError, DlrmError, NoRunError)):
+    if isinstance(error, (OSError, ConfigError, CostFileError, PlanningError, DlrmError, NoRunError, RequestError)):
         return ExitCode.USAGE
     return None

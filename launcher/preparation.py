@@ -9,7 +9,7 @@ from typing import Any
 from cluster.inventory import Inventory, take_inventory
 from cluster.session import open_session
 from dlrm.checkpoint_folder import check_resume, describe_settings, find_checkpoint, read_plan
-from dlrm.config import check_profiler
+from dlrm.config import ReshardConfig, check_profiler
 from dlrm.data.criteo_origin import VocabularyOrigin
 from dlrm.data.factory import check_size, open_schema
 from dlrm.data.files import list_files
@@ -118,6 +118,7 @@ class Prepared:
             injections=tuple(config.inject),
             profiler=config.profiler,
             trace_folder=str(run.traces),
+            resharding=ReshardConfig(config.resharding.chunk_bytes, config.resharding.staging),
         )
 
 

@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from planner.cost.estimator import AdditiveEstimator
+from planner.cost.step import StepEstimator
 from planner.errors import PlanningError
 from planner.plan import ShardingPlan
 from planner.search.best_move import Move, best_move
@@ -15,8 +15,12 @@ from planner.search.registry import PlanResult
 PINNED, RESUMED = "pinned", "resumed"
 """What stands for a strategy where a plan comes from a file, or from the checkpoint to go on from."""
 
-POLISHING = ("portfolio",)
-"""Strategies that spend their budget on single changes as well: what they leave is not looked for once more."""
+REPLANNED, REQUESTED = "replan", "request"
+"""The same for a plan that a running job moved to: by its controller's decision, or handed in by a user."""
+
+POLISHING = ("portfolio", REPLANNED, REQUESTED)
+"""Strategies that spend their budget on single changes as well: what they leave is not looked for once more. Nor is it
+in what a running job moved to: the search would keep its controller from the workers for seconds."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +31,10 @@ class PricedPlan(PlanResult):
         estimator: Gave `cost` and `lower_bound_ms`.
     """
 
-    estimator: AdditiveEstimator
+    estimator: StepEstimator
 
     @classmethod
-    def of(cls, planned: PlanResult, estimator: AdditiveEstimator) -> "PricedPlan":
+    def of(cls, planned: PlanResult, estimator: StepEstimator) -> "PricedPlan":
         """The plan with its estimator."""
         return cls(**vars(planned), estimator=estimator)
 

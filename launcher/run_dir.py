@@ -31,7 +31,8 @@ class RunDir:
     versions.json  of the packages
     profile.json   what was measured on the devices, if anything
     plans/NNN.json every plan that trained, as `plan --json` prints it, in order
-    records.jsonl  one JSON object a line: windows, evaluations, warnings, verdicts (see README)
+    records.jsonl  one JSON object a line: windows, evaluations, verdicts, decisions... (see README)
+    requests/      plans handed in while it trained, and answers (see launcher.resharding.requests)
     traces/        profiles of single steps, if any were asked for
     telemetry/     what was measured in every step (see launcher.telemetry_file)
     status.json    `{"status", "exit_code", "message", "step", "updated_at"}`
@@ -74,6 +75,11 @@ class RunDir:
     def traces(self) -> Path:
         """Folder of the profiles of single steps."""
         return self.path / "traces"
+
+    @property
+    def requests(self) -> Path:
+        """Folder of the plans that were handed in while the run trained."""
+        return self.path / "requests"
 
     def new_telemetry(self, series: str) -> Path:
         """A path that no file has yet, with the next number of a series of measurements."""

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from cluster.imbalance.detectors import DETECTORS
 from cluster.imbalance.settings import WatchSettings
 from dlrm.config import (
+    LEAST_CHUNK_BYTES,
+    STAGINGS,
     DenseOptimizerConfig,
     ModelConfig,
     ProfilerConfig,
@@ -109,6 +111,39 @@ class ImbalanceSection:
 
 
 @dataclass
+class ReshardingSection:
+    """Moving shards while the job trains, when it pays."""
+
+    enabled: bool = option(False, "plan again when the watch finds an imbalance; needs telemetry and imbalance")
+    mode: str = option(
+        "act",
+        "act: move shards when it pays | advise: say what would be moved, move nothing",
+        choices=("act", "advise"),
+    )
+    chunk_bytes: int = option(
+        16 * 2**20, "bytes of the buffers through which shards travel on a rank", at_least=LEAST_CHUNK_BYTES
+    )
+    staging: str = option(
+        "auto",
+        "where old and new shards stand side by side. device | host | auto: host where the device has no room",
+        choices=STAGINGS,
+    )
+    margin: float = option(1.2, "a move must be expected to earn so many times its price", at_least=1.0)
+    cool_down_steps: int = option(
+        200, "steps without a re-plan after a migration, and about the same finding after a no", at_least=0
+    )
+    settle_steps: int = option(
+        50, "steps after a migration that are compared with those before; a loss is rolled back", at_least=10
+    )
+    horizon_steps: int | None = option(
+        None,
+        "steps in which a move must earn its price; null: those left of the job, and where they are not known a move "
+        "is made once the imbalance has cost as much",
+        at_least=1,
+    )
+
+
+@dataclass
 class OptimizerSection:
     """The two optimizers of a DLRM."""
 
@@ -130,5 +165,6 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
     imbalance: ImbalanceSection = field(default_factory=ImbalanceSection)
+    resharding: ReshardingSection = field(default_factory=ReshardingSection)
     profiler: ProfilerConfig = field(default_factory=ProfilerConfig)
     inject: list[InjectionConfig] = option([], "faults planted on purpose, to see whether they are found")

@@ -25,7 +25,7 @@ waiting for the last rank is a part of them |
 | `ids` | int64 | ids that the rank looked up in the table |
 | `distinct_ids` | int64, null where not counted | different ones among them |
 
-When other columns or shards begin (a new plan), the next number begins. A batch is what one poll delivered; the system
+With another plan, or other columns or shards, the next number begins. A batch is what one poll delivered; the system
 has it at once, so a killed run keeps all of them. Rows that no poll fetched in time are missing steps. To read:
 
     import pyarrow as pa
@@ -45,6 +45,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cluster.telemetry import Block
+from launcher.priced_plan import PricedPlan
 from launcher.run_dir import RunDir
 from launcher.views.base import Observer
 
@@ -73,10 +74,15 @@ class TelemetryFile(Observer):
             stream = self._streams[block.name] = _Stream(self._run.new_telemetry(block.name), kind)
         stream.write(block)
 
+    def show_plan(self, planned: PricedPlan, step: int) -> None:
+        """Close the files: rows under another plan go into the next ones."""
+        self.close()
+
     def close(self) -> None:
         """Close the files; they can be read without it."""
         for stream in self._streams.values():
             stream.close()
+        self._streams.clear()
 
 
 def read_steps(run: RunDir) -> list[Block]:

@@ -1,6 +1,7 @@
 """Brings rectangles from the shards of the old plan to those of the new one, within a rank and between ranks."""
 
 from collections.abc import Callable, Iterable, Sequence, Set
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -12,6 +13,23 @@ from planner.transfers import Transfer
 
 Handle = Callable[[Transfer, torch.Tensor], None]
 """Packs a piece into a flat buffer, or unpacks it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Values of some rows from one of the parts that meet in a new shard.
+
+    Attributes:
+        col_offset: First column of the part.
+        weight: Its columns, of all up to its last.
+        values: float32 [num_rows], copied.
+        mean: The same rows of the new shard.
+    """
+
+    col_offset: int
+    weight: float
+    values: torch.Tensor
+    mean: torch.Tensor
 
 
 class Shelf:
@@ -31,7 +49,9 @@ class Courier:
     """Copies what stays on this rank, and exchanges the rest in rounds of bounded size.
 
     A row's single value of row-wise Adagrad stands for all columns of the shard: cut by columns it goes to every part,
-    and where parts meet their mean is taken, weighted by columns. Where a part was never apart it stays bit for bit.
+    and where parts meet their mean is taken, weighted by columns. It is taken from left to right, whatever came first,
+    as `mean += (value - mean) * columns / columns so far`: so replicas are equal to the bit on all ranks, and where all
+    parts have the same value the mean is that.
 
     Attributes:
         transit_sums: int64 [2], sums of the rows' values as they were taken from old shards, and as they arrived: over
@@ -63,6 +83,7 @@ class Courier:
         self._outgoing = torch.empty(num_sent, device=device)
         self._incoming = torch.empty(num_received, device=device)
         self.transit_sums = torch.zeros(2, dtype=torch.int64)
+        self._parts: list[Part] = []
         for shard in new:
             for state in shard.states:
                 if state.dim() == 1:
@@ -75,6 +96,13 @@ class Courier:
             values = _values(self._old.find(piece), piece)
             self._add_up(0, piece, values)
             self._deliver(piece, values)
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Take the means of rows whose parts have met, once all have arrived."""
+        for part in sorted(self._parts, key=lambda each: each.col_offset):
+            part.mean.add_((part.values - part.mean) * part.weight)
+        self._parts.clear()
 
     @torch.no_grad()
     def exchange(self, at_transfer: Callable[[], None]) -> None:
@@ -126,12 +154,13 @@ class Courier:
     def _deliver(self, piece: Transfer, values: Sequence[torch.Tensor]) -> None:
         self._add_up(1, piece, values)
         shard = self._new.find(piece)
-        share = piece.num_cols / shard.weight.shape[1]
+        is_part = piece.num_cols < shard.weight.shape[1]
         for place, each in zip(_values(shard, piece), values, strict=True):
-            if place.dim() == 2:
-                place.copy_(each)
+            if place.dim() == 1 and is_part:
+                weight = piece.num_cols / (piece.col_offset - shard.col_offset + piece.num_cols)
+                self._parts.append(Part(piece.col_offset, weight, each.to(place.device, copy=True), place))
             else:
-                place.add_(each.to(place.device), alpha=share)
+                place.copy_(each)
 
     def _add_up(self, side: int, piece: Transfer, values: Sequence[torch.Tensor]) -> None:
         if piece.table not in self._summed:

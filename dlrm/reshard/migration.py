@@ -208,6 +208,7 @@ class Attempt:
         began_s = perf_counter()
         courier.exchange(lambda: self._at(Stage.TRANSFER))
         courier.keep(self._kept)
+        courier.merge()
         if self._all.device.type == "cuda":
             torch.cuda.synchronize()
         self.transfer_ms = MS_PER_S * (perf_counter() - began_s)

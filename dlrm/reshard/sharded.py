@@ -46,7 +46,7 @@ class Site:
     def place(self, collection: Sharded) -> None:
         """Put a collection there; the model's fused optimizer is then that of this one."""
         self._put(collection, collection.module_sharding_plan)
-        self._model._optim = self._model._init_optim(self._model._dmp_wrapped_module)
+        self._model._optim = self._model._init_optim(self._model.module)
 
     def put_back(self, standing: Standing) -> None:
         """Put there again what stood there before, with its optimizer."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +57,11 @@ LAYOUT = {
         "step ms": _lines("estimate/step_ms", "balance/step_mean_ms"),
         "forward lookups ms of every rank": _lines("estimate/lookup_ms/", "lookup_ms/"),
     },
+    "re-sharding": {
+        "gain ms a step: predicted, realised": _lines("resharding/predicted_gain_ms", "resharding/realised_gain_ms"),
+        "pause ms": _lines("resharding/pause_ms"),
+        "moved bytes": _lines("resharding/moved_bytes"),
+    },
     "learning": {
         "loss": _lines("train/loss", "held_out/loss"),
         "NE": _lines("train/ne", "held_out/ne"),
@@ -102,6 +108,18 @@ def block_scalars(block: Block, signals: StepSignals, promise: Promise | None) -
     if promise is not None:
         found |= {"estimate/step_ms": promise.step_ms} | rank_lines("estimate/lookup_ms", promise.lookup_ms)
     return found
+
+
+def resharding_scalars(record: dict[str, Any]) -> dict[str, float]:
+    """The scalars of a decision to move, of a migration that was committed, or of its outcome, by tag."""
+    match record:
+        case {"kind": "decision", "answer": "move"}:
+            return {"resharding/predicted_gain_ms": record["predicted_gain_ms"]}
+        case {"kind": "migration", "is_committed": True}:
+            return {f"resharding/{name}": record[name] for name in ("moved_bytes", "pause_ms")}
+        case {"kind": "outcome"}:
+            return {"resharding/realised_gain_ms": record["realised_gain_ms"]}
+    return {}
 
 
 def rank_lines(tag: str, values: NDArray[np.float64]) -> dict[str, float]:

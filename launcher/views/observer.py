@@ -8,6 +8,7 @@ from typing import Any
 from cluster.telemetry import Block
 from dlrm.records import warning_record
 from launcher.preparation import Prepared
+from launcher.priced_plan import PricedPlan
 from launcher.run_dir import RunDir
 from launcher.telemetry_file import TelemetryFile
 from launcher.views.base import Observer
@@ -38,6 +39,10 @@ class Observers(Observer):
         warning = self._health.judge(record)
         for each in [record, *([warning] if warning else [])]:
             self._each(lambda observer, shown=each: observer.show(shown))  # type: ignore[misc]
+
+    def show_plan(self, planned: PricedPlan, step: int) -> None:
+        """See Observer."""
+        self._each(lambda observer: observer.show_plan(planned, step))
 
     def show_block(self, block: Block) -> None:
         """See Observer."""
@@ -79,7 +84,7 @@ def open_observers(run: RunDir, terminal: Terminal, prepared: Prepared) -> Itera
         records = files.enter_context(closing(RecordFile(run)))
         telemetry = files.enter_context(closing(TelemetryFile(run)))
         board = files.enter_context(closing(TensorBoardView(run.tensorboard)))
-        board.show_plan(prepared.planned, prepared.task)
+        board.show_plan(prepared.planned, step=0)
         with terminal.follow() as line:
             yield Observers([records, telemetry, board, Mirror(run.path.name), line])
         board.show_results(prepared.task.config, read_report(run.path))

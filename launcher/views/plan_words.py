@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from launcher.priced_plan import PINNED, RESUMED
+from launcher.priced_plan import PINNED, REPLANNED, REQUESTED, RESUMED
 from planner.search.best_move import Move
 
 # Source: style of the field; the long names stand in JSON.
@@ -17,6 +17,8 @@ ABBREVIATIONS = {
 GIVEN = {
     PINNED: "pinned by a file: checked and priced, not searched",
     RESUMED: "of the checkpoint: checked and priced, not searched",
+    REPLANNED: "of the running job's re-plan, priced as corrected by what was measured",
+    REQUESTED: "handed in to the running job: checked and priced, not searched",
 }
 
 NO_MOVE = "best single move: none; no move, split, merge or other type of one table shortens the step"

@@ -8,6 +8,7 @@ import numpy as np
 
 from launcher.run_dir import RunDir
 from launcher.views.measured import Windows, describe_collectives, hottest_tables, read_windows
+from launcher.views.migrations import describe_migrations
 from launcher.views.report_text import render_report
 
 __all__ = ["NoRunError", "read_report", "render_report"]
@@ -24,7 +25,8 @@ def read_report(path: Path) -> dict[str, Any]:
     held-out evaluation. From the telemetry, without which these are null or empty: `imbalance`, max / mean over ranks
     of forward lookups, windows of ten steps; `ranks`, the median of every figure of a rank under the last plan, with
     `work_ms` in kernels, `waiting_ms` for other ranks, and `own_share`, the work's part of the step; `collectives` and
-    `tables`, see `launcher.views.measured`. `verdicts` are the records of that kind, `traces` the files of profiles.
+    `tables`, see `launcher.views.measured`. `migrations`, see `launcher.views.migrations`. `verdicts` and `decisions`
+    are the records of these kinds, `traces` the files of profiles.
     """
     run = RunDir(path)
     try:
@@ -38,7 +40,8 @@ def read_report(path: Path) -> dict[str, Any]:
         **_speed_and_learning(records),
         **_telemetry(run),
         "plans": run.plans(),
-        "migrations": [],
+        "migrations": describe_migrations(records),
+        "decisions": _of_kind(records, "decision"),
         "restarts": 0,
         "verdicts": _of_kind(records, "verdict"),
         "warnings": [record["message"] for record in _of_kind(records, "warning")],

@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
+from launcher.views.migrations import render_migrations
 from launcher.views.rank_bars import TIGHT
 from launcher.views.tables import make_table, number
 from planner.text import human_bytes
@@ -43,6 +44,9 @@ def render_report(report: dict[str, Any], path: Path) -> Iterator[Table | str]:
         auc, ne, loss = (number(report[name], 4) for name in ("auc", "ne", "loss"))
         yield f"held-out: AUC {auc}, NE {ne}, loss {loss}"
     yield from (f"verdict at step {verdict['step']}: {verdict['message']}" for verdict in report["verdicts"])
+    yield from (f"decision at step {decision['step']}: {decision['message']}" for decision in report["decisions"])
+    if report["migrations"]:
+        yield render_migrations(report["migrations"])
     yield from (f"warning: {message}" for message in report["warnings"])
     yield from (f"profile for ui.perfetto.dev: {trace}" for trace in report["traces"])
     since = f" (since {report['updated_at']})" if report["result"] == "running" else ""

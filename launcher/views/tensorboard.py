@@ -11,13 +11,12 @@ from torch.utils.tensorboard.summary import hparams
 
 from cluster.imbalance.signals import split_steps
 from cluster.telemetry import Block
-from launcher.preparation import Task
 from launcher.priced_plan import PricedPlan
 from launcher.schema import RunConfig
-from launcher.views.balance_page import LAYOUT, Promise, block_scalars
+from launcher.views.balance_page import LAYOUT, Promise, block_scalars, resharding_scalars
 from launcher.views.base import Observer
 from launcher.views.cost_map import draw_cost_map, lookup_ms_by_table
-from launcher.views.event_text import links_markdown, verdict_markdown
+from launcher.views.event_text import decision_markdown, links_markdown, migration_markdown, verdict_markdown
 from launcher.views.plan import gathered_bytes, plan_markdown
 from launcher.views.run_results import main_keys, results
 from launcher.views.work_map import WorkMap
@@ -38,12 +37,12 @@ class TensorBoardView(Observer):
         self._work_map = WorkMap()
         self._last_step = 0
 
-    def show_plan(self, planned: PricedPlan, task: Task, step: int = 0) -> None:
+    def show_plan(self, planned: PricedPlan, step: int) -> None:
         """A plan as text and as heat maps of ranks x tables; from now on its promise stands beside what is measured."""
         self._promise = Promise.of(planned.cost)
         self._writer.add_text("plan/tables", plan_markdown(planned), step)
         placed = [table.name for table in planned.plan.tables]
-        gathered = draw_cost_map(gathered_bytes(planned, task.tables), placed, "B")
+        gathered = draw_cost_map(gathered_bytes(planned, planned.problem.workload.tables), placed, "B")
         self._image("plan/gathered_bytes_rank_x_table", gathered, step)
         named = [table.name for table in planned.problem.workload.tables]
         self._image("plan/lookup_ms_rank_x_table", draw_cost_map(lookup_ms_by_table(planned), named, "ms"), step)
@@ -67,6 +66,8 @@ class TensorBoardView(Observer):
                 self._writer.add_text("events/verdict", verdict_markdown(record), step)
             case "links":
                 self._writer.add_text("events/links", links_markdown(record), step)
+            case "decision" | "migration" | "outcome":
+                self._show_resharding(record, step)
 
     def show_block(self, block: Block) -> None:
         """See Observer."""
@@ -99,6 +100,17 @@ class TensorBoardView(Observer):
         if self._work_map.has_news:
             self._draw_work()
         self._writer.close()
+
+    def _show_resharding(self, record: dict[str, Any], step: int) -> None:
+        """A decision, a migration or its outcome as text; the figures of plans that trained as scalars."""
+        self._scalars(resharding_scalars(record), step)
+        match record["kind"]:
+            case "decision":
+                self._writer.add_text("events/decision", decision_markdown(record), step)
+            case "migration":
+                self._writer.add_text("events/migration", migration_markdown(record), step)
+            case "outcome":
+                self._writer.add_text("events/outcome", record["message"], step)
 
     def _draw_work(self) -> None:
         self._image("balance/work_rank_x_time", self._work_map.draw(), self._last_step)

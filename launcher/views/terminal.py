@@ -20,7 +20,7 @@ from launcher.views.tables import MAX_WIDTH, human_seconds, number
 PLAIN_INTERVAL_S = 5.0
 STARTING = "starting the workers"
 # Told in lines of their own, and in this colour on a terminal.
-NOTABLE = ("verdict", "warning")
+NOTABLE = ("verdict", "warning", "decision", "migration", "outcome")
 NOTABLE_STYLE = "yellow"
 
 
@@ -99,7 +99,12 @@ class Findings:
         self._held: dict[int | str, tuple[str, int | None]] = {}
 
     def note(self, record: dict[str, Any]) -> None:
-        """Take notice of a verdict, or of its end; of those that no plan can mend, and of other records, none."""
+        """Take notice of a verdict, or of its end; of those that no plan can mend, and of other records, none.
+
+        A migration ends all that was found of the plan before it.
+        """
+        if record["kind"] == "migration" and record["is_committed"]:
+            self._held.clear()
         if record["kind"] != "verdict" or record["cause"] == Cause.GLOBAL_DRIFT:
             return
         # A slow link may be found before its rank is known, and a slow rank may turn out to have hot tables: each stays
@@ -154,13 +159,13 @@ def render_window(record: dict[str, Any], pace: Pace, flag: str = "") -> str:
 
 
 def print_event(console: Console, record: dict[str, Any]) -> None:
-    """An evaluation, a warning or a verdict; a probe of the links speaks through the verdict that it leads to."""
+    """Any record but a window in a line; a probe of the links speaks through the verdict that it leads to."""
     if record["kind"] != "links":
         console.print(render_event(record), style=NOTABLE_STYLE if record["kind"] in NOTABLE else None)
 
 
 def render_event(record: dict[str, Any]) -> str:
-    """An evaluation, a warning or a verdict as text."""
+    """An evaluation as text, and whatever has a message of its own."""
     if record["kind"] == "evaluation":
         return (
             f"held-out at step {record['step']}: loss {number(record['loss'], 4)}  NE {number(record['ne'], 3)}"

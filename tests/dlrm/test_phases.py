@@ -62,7 +62,9 @@ def dense_optimizer(trainer: Trainer) -> torch.optim.Optimizer:
 PLANTS: dict[str, Callable[[Trainer], RemovableHandle]] = {
     "input_dist_ms": lambda t: sharded_collections(t.rig.model)[0]._input_dists[0].register_forward_pre_hook(sleep),
     "lookup_forward_ms": lambda t: kernels(t)[0].register_forward_pre_hook(sleep),
-    "output_dist_forward_ms": lambda t: sharded_collections(t.rig.model)[0]._output_dists[0].register_forward_hook(sleep),
+    "output_dist_forward_ms": lambda t: (
+        sharded_collections(t.rig.model)[0]._output_dists[0].register_forward_hook(sleep)
+    ),
     "dense_forward_ms": lambda t: module(t, "over_arch").register_forward_pre_hook(sleep),
     "dense_backward_ms": lambda t: module(t, "over_arch").register_forward_hook(slow_backward),
     "lookup_backward_ms": lambda t: kernels(t)[0].register_forward_hook(slow_backward),

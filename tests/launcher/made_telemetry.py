@@ -66,3 +66,50 @@ def window(step: int = 10, auc: float | None = 0.7, slowest: float = 21.0) -> di
 def evaluation(ne: float = 0.8) -> dict[str, Any]:
     """A record of kind evaluation."""
     return {"kind": "evaluation", "step": 10, "loss": 0.5, "ne": ne, "auc": 0.6, "calibration": 1.0, "samples": 5}
+
+
+def resharding_records() -> list[dict[str, Any]]:
+    """A decision to move, the migration and its outcome."""
+    decision = {
+        "kind": "decision",
+        "step": 45,
+        "move": 1,
+        "trigger": "verdict",
+        "cause": "hot_table",
+        "rank": 1,
+        "answer": "move",
+        "reason": "it pays",
+        "predicted_gain_ms": 3.0,
+        "moved_bytes": 2**21,
+        "price_ms": 150.0,
+        "remaining_steps": 700,
+        "step_ms": 24.0,
+        "planned_step_ms": 21.0,
+        "message": "hot_table on rank 1: move: it pays",
+    }
+    migration = {
+        "kind": "migration",
+        "step": 46,
+        "move": 1,
+        "is_committed": True,
+        "reason": "it pays",
+        "moved_bytes": 2**21,
+        "pause_ms": 120.0,
+        "transfer_ms": 20.0,
+        "extra_peak_bytes": 2**22,
+        "announced_bytes": 2**22,
+        "staging": "device",
+        "fault": None,
+        "fault_rank": None,
+        "message": "moved 2.0 MiB",
+    }
+    outcome = {
+        "kind": "outcome",
+        "step": 99,
+        "move": 1,
+        "promised_gain_ms": 3.0,
+        "realised_gain_ms": 2.5,
+        "is_rolled_back": False,
+        "message": "move 1: 2.50 ms a step gained",
+    }
+    return [decision, migration, outcome]

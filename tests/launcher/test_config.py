@@ -127,3 +127,10 @@ def test_steps_to_profile_are_no_time_of_day(tmp_path: Path) -> None:
         assert config.profiler.steps == "50:52" and config.optimizer.dense.learning_rate == 1e-3
     with pytest.raises(ConfigError, match=r"profiler.steps: found '52:50'"):
         load_config(None, ["profiler.steps=52:50"])
+
+
+@pytest.mark.parametrize("section", ["telemetry", "imbalance"])
+def test_resharding_without_what_it_looks_at_is_a_fault(section: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{section}\.enabled is false.*set {section}\.enabled=true"):
+        load_config(None, ["resharding.enabled=true", f"{section}.enabled=false"])
+    assert load_config(None, ["resharding.enabled=false", f"{section}.enabled=false"])

@@ -1,5 +1,6 @@
 """What the driver carries from the ranks to everyone who looks, and what it asks of them in return."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from cluster.imbalance.verdict import Cause, Verdict
 from cluster.mailbox import Drained
 from cluster.telemetry import Block
-from launcher.delivery import Delivery
+from launcher.delivery import Delivery, in_order
 from launcher.views.base import Observer
 from launcher.views.observer import Observers
 
@@ -39,8 +40,10 @@ class Watcher:
 
     def __init__(self) -> None:
         self.learned: list[np.ndarray] = []
+        self.updated: list[list[int]] = []
 
     def update(self, block: Block) -> list[Verdict]:
+        self.updated.append(block.steps.tolist())
         return [Verdict(5, Cause.SLOW_LINK, None, (), 2.0, 3)]
 
     def learn_links(self, send_ms: np.ndarray) -> None:
@@ -101,6 +104,34 @@ def test_the_end_brings_a_survivors_rows_and_everybodys_notes() -> None:
     Delivery(Group(Drained((WINDOW,), 2), survivor), seen, None).carry_last(1.0)  # type: ignore[arg-type]
     assert seen.kinds() == ["window", "warning", "note"] and seen.num_rows == 3
     assert "2 records or rows were lost" in seen.records[1]["message"]
+
+
+def migration(step: int, is_committed: bool = True) -> dict[str, Any]:
+    return {"kind": "migration", "step": step, "move": 1, "is_committed": is_committed}
+
+
+def told(drained: Drained) -> list[Any]:
+    """Steps of blocks and kinds of records, in the order in which they are handed on."""
+    return [each.steps.tolist() if isinstance(each, Block) else each["kind"] for each in in_order(drained)]
+
+
+def test_a_committed_migration_parts_the_rows_before_it_from_those_after() -> None:
+    shards = replace(BLOCK, name="shards", steps=np.array([1]), rows=np.ones((1, 2, 1)))
+    records = (WINDOW, migration(1), WINDOW)
+    assert told(Drained(records, 0, (BLOCK, shards))) == [[0, 1], [1], "window", "migration", [2], "window"]
+    refused = (WINDOW, migration(1, is_committed=False))
+    assert told(Drained(refused, 0, (BLOCK,))) == [[0, 1, 2], "window", "migration"]
+    assert told(Drained((migration(0), migration(2)), 0, (BLOCK,))) == [[0], "migration", [1, 2], "migration"]
+
+
+def test_rows_of_a_plan_whose_record_was_lost_do_not_reach_the_watch() -> None:
+    other = Block("steps", {"columns": ["step_ms", "more_ms"]}, np.arange(3, 6), np.ones((3, 2, 2)))
+    watcher, seen = Watcher(), Seen()
+    drains = [Drained((), 0, (BLOCK,)), Drained((), 0, (other,)), Drained((migration(5),), 0, (other,))]
+    delivery = Delivery(Group(*drains), seen, watcher)  # type: ignore[arg-type]
+    for _ in drains:
+        delivery.carry(1.0)
+    assert watcher.updated == [[0, 1, 2]] and seen.num_rows == 9
 
 
 class Broken(Seen):

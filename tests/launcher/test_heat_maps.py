@@ -88,7 +88,7 @@ def test_other_ranks_begin_a_new_map() -> None:
 
 
 def test_lookups_of_a_rank_are_divided_among_its_tables(repository: Path) -> None:
-    planned, _ = small_task(repository)
+    planned = small_task(repository)
     found = lookup_ms_by_table(planned)
     assert found.shape == (2, len(planned.plan.tables))
     assert found.sum(axis=1) == pytest.approx(planned.cost.lookup_ms)

@@ -18,7 +18,7 @@ from launcher.views.measured import read_windows
 from launcher.views.report import NoRunError, percentile_95, read_report
 from launcher.views.report_text import MOST_RANKS, render_report
 from launcher.views.tables import MAX_WIDTH
-from tests.launcher.made_telemetry import evaluation, shards_block, steps_block, window
+from tests.launcher.made_telemetry import evaluation, resharding_records, shards_block, steps_block, window
 
 VERDICT = Verdict(20, Cause.SLOW_DEVICE, 1, (), 1.0, 11)
 
@@ -136,6 +136,26 @@ def test_people_read_balance_verdicts_and_waiting_within_100_columns(tmp_path: P
     assert "verdict at step 20: rank 1 is slow: 1.00 ms a step lost since step 11" in text
     assert "waiting: most in output_dist_forward, rank 0 0.50 ms, rank 1 0.00 ms; transfer 1.00 ms" in text
     assert "done after 20 steps" in text and "first 1.00, last 1.33" in text
+
+
+def test_a_migration_is_told_with_its_decision_and_its_outcome(tmp_path: Path) -> None:
+    decision, migration, outcome = resharding_records()
+    refused = {**decision, "step": 30, "move": None, "answer": "no", "message": "hot_table on rank 1: no: too late"}
+    failed = {**migration, "step": 30, "move": 0, "is_committed": False, "fault": "no room", "fault_rank": 1}
+    records = [window(), refused, failed, decision, migration, outcome]
+    run = make_run(tmp_path, steps_block(1, 10), records=records)
+    report = read_report(run.path)
+    assert report["decisions"] == [refused, decision]
+    lost, made = report["migrations"]
+    assert made["step"] == 46 and made["reason"] == "it pays" and made["trigger"] == "verdict"
+    assert (made["moved_bytes"], made["pause_ms"]) == (2**21, 120.0)
+    assert (made["predicted_gain_ms"], made["realised_gain_ms"], made["is_rolled_back"]) == (3.0, 2.5, False)
+    assert (lost["is_committed"], lost["fault"], lost["realised_gain_ms"]) == (False, "no room", None)
+    text = printed(report, run.path)
+    assert "decision at step 30: hot_table on rank 1: no: too late" in text
+    rows = [line.split() for line in text.splitlines() if "MiB" in line and "hot_table" in line]
+    assert rows == [["46", "hot_table", "1", "2.0", "MiB", "120", "4.0", "MiB", "3.00", "2.50", "made"]]
+    assert max(map(len, text.splitlines())) <= MAX_WIDTH
 
 
 def test_a_report_of_many_ranks_says_how_many_it_does_not_show(tmp_path: Path) -> None:

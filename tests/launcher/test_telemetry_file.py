@@ -12,6 +12,7 @@ from cluster.telemetry import Block
 from launcher.run_dir import RunDir
 from launcher.telemetry_file import TelemetryFile, iterate_blocks, read_shards, read_steps
 from tests.launcher.made_telemetry import COLUMNS, shards_block, steps_block
+from tests.launcher.test_tensorboard import small_task
 
 FIXTURE_IS_A_FACTORY = settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -48,6 +49,16 @@ def test_steps_are_read_as_they_were_delivered(
     assert found.num_dropped == 3 * len(blocks)
     (path,) = run.telemetry_files("steps")
     assert [len(block.steps) for block in iterate_blocks(path)] == lengths
+
+
+def test_another_plan_begins_the_next_files_even_with_the_same_columns(tmp_path: Path, repository: Path) -> None:
+    run = RunDir(tmp_path)
+    file = TelemetryFile(run)
+    file.show_block(steps_block(1, 10))
+    file.show_plan(small_task(repository), step=10)
+    file.show_block(steps_block(11, 5))
+    file.close()
+    assert [block.steps.tolist() for block in read_steps(run)] == [list(range(1, 11)), list(range(11, 16))]
 
 
 def test_shards_keep_their_names_and_what_was_not_counted_stays_unknown(tmp_path: Path) -> None:

@@ -19,27 +19,27 @@ from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from cluster.imbalance.verdict import Cause, Verdict
 from launcher.config import load_config
 from launcher.estimators import build_estimator
-from launcher.preparation import Task, describe_task
+from launcher.preparation import describe_task
 from launcher.priced_plan import PricedPlan
 from launcher.views.balance_page import MOST_RANK_LINES, QUANTILES
 from launcher.views.tensorboard import TensorBoardView
 from planner.cost.estimator import COMMS_PHASES
 from planner.search.registry import SearchSettings, make_plan
 from planner.topology import Device, DeviceType, Link, Topology
-from tests.launcher.made_telemetry import evaluation, shards_block, steps_block, window
+from tests.launcher.made_telemetry import evaluation, resharding_records, shards_block, steps_block, window
 
 SERVER_START_TIMEOUT_S = 90
 VERDICT = Verdict(30, Cause.HOT_TABLE, 1, ("items",), 1.5, 22)
 
 
-def small_task(repository: Path, num_ranks: int = 2) -> tuple[PricedPlan, Task]:
+def small_task(repository: Path, num_ranks: int = 2) -> PricedPlan:
     """The quick start's tables on made-up CPU ranks, planned."""
     task = describe_task(load_config(repository / "configs" / "quickstart.yaml", []))
     devices = tuple(Device(r, "n", r, DeviceType.CPU, "cpu", 1 << 34, 0, 1e10, 1e10, 1e-5) for r in range(num_ranks))
     topology = Topology("t", devices, Link(1e9, 1e-5), Link(1e9, 1e-5))
     estimator = build_estimator(topology, None, None)
     planned = make_plan(task.problem(topology), "longest_processing_time", SearchSettings(estimator))
-    return PricedPlan.of(planned, estimator), task
+    return PricedPlan.of(planned, estimator)
 
 
 def read(folder: Path) -> EventAccumulator:
@@ -74,6 +74,8 @@ def a_run(view: TensorBoardView, ranks: int = 2) -> None:
     view.show(VERDICT.to_record())
     view.show({"kind": "warning", "step": 20, "message": "look here"})
     view.show({"kind": "links", "step": 40, "send_ms": [[None, 0.25], [4.5, None]]})
+    for record in resharding_records():
+        view.show(record)
 
 
 def test_a_block_is_one_point_of_means_however_many_steps_it_has(tmp_path: Path) -> None:
@@ -134,7 +136,7 @@ def test_tags_are_bounded_at_any_number_of_ranks(tmp_path: Path, ranks: int) -> 
 @pytest.mark.parametrize("ranks", [2, 256])
 def test_every_chart_of_the_page_finds_its_tags(tmp_path: Path, repository: Path, ranks: int) -> None:
     view = TensorBoardView(tmp_path)
-    view.show_plan(*small_task(repository, ranks))
+    view.show_plan(small_task(repository, ranks), step=0)
     a_run(view, ranks)
     view.close()
     events = read(tmp_path)
@@ -153,8 +155,8 @@ def test_every_chart_of_the_page_finds_its_tags(tmp_path: Path, repository: Path
 
 
 def test_what_the_plan_promised_stands_beside_every_measured_point(tmp_path: Path, repository: Path) -> None:
-    view, (planned, task) = TensorBoardView(tmp_path), small_task(repository)
-    view.show_plan(planned, task)
+    view, planned = TensorBoardView(tmp_path), small_task(repository)
+    view.show_plan(planned, step=0)
     view.show_block(steps_block(1, 10))
     view.show_block(steps_block(11, 10))
     view.close()
@@ -167,7 +169,7 @@ def test_what_the_plan_promised_stands_beside_every_measured_point(tmp_path: Pat
 
 def test_events_are_text(tmp_path: Path, repository: Path) -> None:
     view = TensorBoardView(tmp_path)
-    view.show_plan(*small_task(repository))
+    view.show_plan(small_task(repository), step=0)
     a_run(view)
     view.close()
     events = read(tmp_path)
@@ -177,6 +179,27 @@ def test_events_are_text(tmp_path: Path, repository: Path) -> None:
     links = text(events, "events/links").splitlines()
     assert "2 links probed" in links[0] and links[-2:] == ["| 1 | 0 | 4.500 |", "| 0 | 1 | 0.250 |"]
     assert "| type | ranks | shards |" in text(events, "plan/tables")
+    decision = text(events, "events/decision")
+    assert "hot_table on rank 1: move: it pays" in decision
+    assert "| move | verdict | hot_table | 1 | 3.00 ms a step |" in decision
+    assert "| 1 | yes | 2.0 MiB | 120 ms | 20 ms | 4.0 MiB | device |" in text(events, "events/migration")
+    assert text(events, "events/outcome") == "move 1: 2.50 ms a step gained"
+
+
+def test_a_migration_is_visible_at_its_step(tmp_path: Path) -> None:
+    view = TensorBoardView(tmp_path)
+    decision, migration, outcome = resharding_records()
+    for record in ({**decision, "answer": "no"}, {**migration, "is_committed": False}, decision, migration, outcome):
+        view.show(record)
+    view.close()
+    events = read(tmp_path)
+    found = {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    assert found == {
+        "resharding/predicted_gain_ms": [(45, 3.0)],
+        "resharding/moved_bytes": [(46, 2.0**21)],
+        "resharding/pause_ms": [(46, 120.0)],
+        "resharding/realised_gain_ms": [(99, 2.5)],
+    }
 
 
 def test_the_spread_of_steps_is_a_histogram_over_steps_and_ranks(tmp_path: Path) -> None:
@@ -243,11 +266,12 @@ def started(events: EventAccumulator) -> Any:
 def server(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iterator[str]:
     """A TensorBoard server on a folder of one run; its URL."""
     folder = tmp_path_factory.mktemp("runs")
-    view, (planned, task) = TensorBoardView(folder / "first" / "tensorboard"), small_task(repository)
-    view.show_plan(planned, task)
+    view, planned = TensorBoardView(folder / "first" / "tensorboard"), small_task(repository)
+    view.show_plan(planned, step=0)
     a_run(view)
+    config = load_config(repository / "configs" / "quickstart.yaml", [])
     nothing = {"auc": 0.7, "ne": None, "qps": None, "step_ms": None, "imbalance": None, "ranks": [{}, {}]}
-    view.show_results(task.config, nothing)
+    view.show_results(config, nothing)
     view.close()
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), "--host", "127.0.0.1"]
     command += ["--port", "0", "--load_fast=false", "--reload_interval=1"]
@@ -280,7 +304,7 @@ def test_a_server_serves_the_layout_and_its_charts_lines(server: str) -> None:
     plugin = f"{server}/data/plugin/custom_scalars"
     found = json.loads(fetch(f"{plugin}/layout"))
     titles = [category["title"] for category in found["category"]]
-    assert titles == ["balance", "waiting", "estimate against measurement", "learning"]
+    assert titles == ["balance", "waiting", "estimate against measurement", "re-sharding", "learning"]
     lines = json.loads(fetch(f"{plugin}/scalars", run="first/tensorboard", tag="work_ms/"))
     assert set(lines["tag_to_events"]) == {"work_ms/rank_00", "work_ms/rank_01"}
     assert [point[1:] for point in lines["tag_to_events"]["work_ms/rank_01"]] == [[30, 7.0], [60, 7.0]]

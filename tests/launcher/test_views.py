@@ -23,7 +23,7 @@ from planner.search.registry import make_plan
 from planner.sharding import ShardingType
 from planner.tables import OptimizerKind, TableSpec, Workload
 from planner.topology import Device, DeviceType, Link, Topology
-from tests.launcher.made_telemetry import evaluation, steps_block, window
+from tests.launcher.made_telemetry import evaluation, resharding_records, steps_block, window
 
 SLOW = Verdict(240, Cause.SLOW_DEVICE, 3, (), 1.9, 227)
 
@@ -85,6 +85,27 @@ def test_the_flag_says_what_holds_now() -> None:
     assert findings.flag == "  !slow_link 5"
     findings.note(verdict(Cause.SLOW_LINK, 5, is_over=True))
     assert findings.flag == ""
+
+
+def test_a_migration_ends_what_was_found_of_the_plan_before() -> None:
+    findings = Findings()
+    findings.note(Verdict(5, Cause.SLOW_DEVICE, 3, (), 1.9, 3).to_record())
+    findings.note({"kind": "migration", "is_committed": False})
+    assert findings.flag
+    findings.note({"kind": "migration", "is_committed": True})
+    assert findings.flag == ""
+
+
+def test_decisions_migrations_and_outcomes_are_a_line_each() -> None:
+    console = Console(file=io.StringIO(), width=MAX_WIDTH)
+    with Terminal(console).follow() as lines:
+        for record in resharding_records():
+            lines.show(record)
+    assert console.file.getvalue().splitlines()[1:] == [  # type: ignore[attr-defined]
+        "decision at step 45: hot_table on rank 1: move: it pays",
+        "migration at step 46: moved 2.0 MiB",
+        "outcome at step 99: move 1: 2.50 ms a step gained",
+    ]
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])
