@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.distributed as dist
 
-from dlrm.reshard.checksum import cells_sum
+from dlrm.reshard.checksum import row_values_sum
 from dlrm.reshard.held import HeldShard
-from dlrm.reshard.parcels import Parcel, buffer_floats
+from dlrm.reshard.parcels import NUM_BUFFERS, Parcel, buffer_floats
 from planner.transfers import Transfer
 
 Handle = Callable[[Transfer, torch.Tensor], None]
@@ -43,6 +44,61 @@ class Shelf:
     def find(self, piece: Transfer) -> HeldShard:
         """The shard that a piece lies in."""
         return next(each for each in self._by_table[piece.table] if _holds(each, piece))
+
+
+class Guard:
+    """Keeps the first error of several attempts, so that a rank goes on to take part in what the others wait for."""
+
+    def __init__(self) -> None:
+        self._error: Exception | None = None
+
+    def attempt(self, act: Callable[[], None]) -> None:
+        """Act, unless something went wrong before."""
+        if self._error is None:
+            try:
+                act()
+            except Exception as error:  # told once all ranks are through
+                self._error = error
+
+    def tell(self) -> None:
+        """Raise what went wrong."""
+        if self._error is not None:
+            raise self._error
+
+
+class Flight:
+    """One round between the buffers of this rank and those of the others."""
+
+    def __init__(self, parcels: Sequence[Parcel], rank: int, outgoing: torch.Tensor, incoming: torch.Tensor) -> None:
+        mine = (each for each in parcels if each.piece.source == rank)
+        theirs = (each for each in parcels if each.piece.target == rank)
+        self._mine = sorted(mine, key=lambda each: each.piece.target)
+        self._theirs = sorted(theirs, key=lambda each: each.piece.source)
+        self._outgoing, self._incoming = outgoing, incoming
+        self._work: dist.Work | None = None
+
+    def load(self, pack: Handle) -> None:
+        """Fill the buffer that is sent."""
+        _handle(self._mine, self._outgoing, pack)
+
+    def start(self, world_size: int) -> None:
+        """Exchange, without waiting for the end. Collective."""
+        sent, received = [0] * world_size, [0] * world_size
+        for parcel in self._mine:
+            sent[parcel.piece.target] += parcel.num_floats
+        for parcel in self._theirs:
+            received[parcel.piece.source] += parcel.num_floats
+        outgoing, incoming = self._outgoing[: sum(sent)], self._incoming[: sum(received)]
+        self._work = dist.all_to_all_single(incoming, outgoing, received, sent, async_op=True)
+
+    def land(self) -> None:
+        """Wait for the end."""
+        assert self._work is not None, "land before start"
+        self._work.wait()
+
+    def unload(self, unpack: Handle) -> None:
+        """Empty the buffer that was received into."""
+        _handle(self._theirs, self._incoming, unpack)
 
 
 class Courier:
@@ -80,9 +136,10 @@ class Courier:
         self._summed = summed
         self._old, self._new, self._rounds, self._rank = Shelf(old), Shelf(new), rounds, rank
         num_sent, num_received = buffer_floats(rounds, rank)
-        self._outgoing = torch.empty(num_sent, device=device)
-        self._incoming = torch.empty(num_received, device=device)
-        self.transit_sums = torch.zeros(2, dtype=torch.int64)
+        self._outgoing, self._incoming = (
+            [torch.empty(count, device=device) for _ in range(NUM_BUFFERS // 2)] for count in (num_sent, num_received)
+        )
+        self.transit_sums = torch.zeros(2, dtype=torch.int64, device=device)
         self._parts: list[Part] = []
         for shard in new:
             for state in shard.states:
@@ -108,38 +165,28 @@ class Courier:
     def exchange(self, at_transfer: Callable[[], None]) -> None:
         """Send and receive all rounds; `at_transfer` is called amid them. Collective.
 
-        An error of this rank's own is raised after the last round: the others wait for it in every one.
+        While a round is under way the next one is packed, and the one before unpacked. An error of this rank's own is
+        raised after the last round: the others wait for it in every one.
         """
-        failure = None
+        guard, before = Guard(), None
         for number, parcels in enumerate(self._rounds):
-            mine = sorted((each for each in parcels if each.piece.source == self._rank), key=lambda p: p.piece.target)
-            theirs = sorted((each for each in parcels if each.piece.target == self._rank), key=lambda p: p.piece.source)
-            is_amid = number == len(self._rounds) // 2
-            failure = failure or self._attempt(mine, self._outgoing, self._pack, at_transfer if is_amid else None)
-            _swap(self._outgoing, self._incoming, mine, theirs, dist.get_world_size())
-            failure = failure or self._attempt(theirs, self._incoming, self._unpack)
-        if not self._rounds:
+            if number == len(self._rounds) // 2:
+                guard.attempt(at_transfer)
+            side = number % len(self._outgoing)
+            flight = Flight(parcels, self._rank, self._outgoing[side], self._incoming[side])
+            guard.attempt(partial(flight.load, self._pack))
+            if before is not None:
+                before.land()
+            flight.start(dist.get_world_size())
+            if before is not None:
+                guard.attempt(partial(before.unload, self._unpack))
+            before = flight
+        if before is None:
             at_transfer()
-        if failure is not None:
-            raise failure
-
-    def _attempt(
-        self,
-        parcels: Sequence[Parcel],
-        buffer: torch.Tensor,
-        handle: Handle,
-        first: Callable[[], None] | None = None,
-    ) -> Exception | None:
-        begin = 0
-        try:
-            if first is not None:
-                first()
-            for parcel in parcels:
-                handle(parcel.piece, buffer[begin : begin + parcel.num_floats])
-                begin += parcel.num_floats
-        except Exception as error:  # told once all ranks are through
-            return error
-        return None
+            return
+        before.land()
+        guard.attempt(partial(before.unload, self._unpack))
+        guard.tell()
 
     def _pack(self, piece: Transfer, buffer: torch.Tensor) -> None:
         values = _values(self._old.find(piece), piece)
@@ -167,7 +214,14 @@ class Courier:
             return
         for each in values:
             if each.dim() == 1:
-                self.transit_sums[side] += cells_sum(each[:, None], piece.row_offset, piece.col_offset)
+                self.transit_sums[side] += row_values_sum(each, piece.row_offset, piece.col_offset)
+
+
+def _handle(parcels: Sequence[Parcel], buffer: torch.Tensor, handle: Handle) -> None:
+    begin = 0
+    for parcel in parcels:
+        handle(parcel.piece, buffer[begin : begin + parcel.num_floats])
+        begin += parcel.num_floats
 
 
 def _holds(shard: HeldShard, piece: Transfer) -> bool:
@@ -187,18 +241,3 @@ def _split(buffer: torch.Tensor, like: Sequence[torch.Tensor]) -> list[torch.Ten
     """Views of a flat buffer with the shapes of some tensors."""
     parts = buffer.split([each.numel() for each in like])
     return [part.view(each.shape) for part, each in zip(parts, like, strict=True)]
-
-
-def _swap(
-    outgoing: torch.Tensor,
-    incoming: torch.Tensor,
-    mine: Sequence[Parcel],
-    theirs: Sequence[Parcel],
-    world_size: int,
-) -> None:
-    sent, received = [0] * world_size, [0] * world_size
-    for parcel in mine:
-        sent[parcel.piece.target] += parcel.num_floats
-    for parcel in theirs:
-        received[parcel.piece.source] += parcel.num_floats
-    dist.all_to_all_single(incoming[: sum(received)], outgoing[: sum(sent)], received, sent)

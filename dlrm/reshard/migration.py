@@ -177,7 +177,7 @@ class Attempt:
         courier = together(self._make_targets)
         together(lambda: self._transfer(courier))
         after = together(lambda: self._sums.of_new(self._targets, self._old))
-        self._sums.check(before, after, courier.transit_sums)
+        self._sums.check(before, after, courier.transit_sums.cpu())
 
     def _make_ready(self) -> torch.Tensor:
         """Find out whether there is room; the sums of what this rank holds."""

@@ -7,6 +7,9 @@ from planner.tables import OptimizerKind
 from planner.transfers import Transfer
 
 FLOAT_BYTES = 4
+NUM_BUFFERS = 4
+"""Into which a chunk's bytes are divided: two that are sent from and two that are received into, in turns."""
+
 PARCELS_A_BUFFER = 8
 """A parcel takes at most this part of a buffer, so that little of one stays empty."""
 
@@ -43,7 +46,7 @@ class Parcel:
 
 def cut_parcels(pieces: Iterable[Transfer], layout: Layout, chunk_bytes: int) -> list[Parcel]:
     """Parcels of the pieces that travel, each at most a part of a buffer unless a single row is larger."""
-    most = max(1, chunk_bytes // 2 // FLOAT_BYTES // PARCELS_A_BUFFER)
+    most = max(1, chunk_bytes // NUM_BUFFERS // FLOAT_BYTES // PARCELS_A_BUFFER)
     found = []
     for piece in pieces:
         num_rows = max(1, most // layout.num_floats(1, piece.num_cols))
@@ -53,11 +56,11 @@ def cut_parcels(pieces: Iterable[Transfer], layout: Layout, chunk_bytes: int) ->
 
 
 def sort_into_rounds(parcels: Sequence[Parcel], world_size: int, chunk_bytes: int) -> list[list[Parcel]]:
-    """Rounds in which no rank sends, or receives, more than half of `chunk_bytes`; a larger parcel travels alone.
+    """Rounds in which no rank sends, or receives, more than a buffer holds; a larger parcel travels alone.
 
     Each parcel goes into the first round, from the one of its pair's latest parcel on, that has room at both ends.
     """
-    limit = chunk_bytes // 2 // FLOAT_BYTES
+    limit = chunk_bytes // NUM_BUFFERS // FLOAT_BYTES
     rounds: list[list[Parcel]] = []
     sent: list[list[int]] = []
     received: list[list[int]] = []

@@ -9,8 +9,9 @@ import torch.distributed as dist
 from dlrm.config import ReshardConfig
 from dlrm.errors import DlrmError
 from dlrm.memory import free_bytes
-from dlrm.reshard.parcels import FLOAT_BYTES, Layout, Parcel, buffer_floats
+from dlrm.reshard.parcels import FLOAT_BYTES, NUM_BUFFERS, Layout, Parcel, buffer_floats
 from planner.plan import ShardingPlan
+from planner.sharding import ShardingType
 from planner.text import render_bytes
 
 HOST = torch.device("cpu")
@@ -21,9 +22,9 @@ class Room:
     """What a migration needs on this rank beside what is there.
 
     Attributes:
-        new_bytes: Of the new shards, with their optimizer state.
+        new_bytes: Of the new shards, with their optimizer state, and of replicas their gradients.
         old_bytes: Of the old ones.
-        buffer_bytes: Of the two buffers.
+        buffer_bytes: Of the buffers.
     """
 
     new_bytes: int
@@ -44,10 +45,19 @@ class Room:
 def measure_room(
     rank: int, plan: ShardingPlan, layout: Layout, old_bytes: int, rounds: Sequence[Sequence[Parcel]]
 ) -> Room:
-    """What moving to a plan needs on this rank."""
-    sizes = (shard for table in plan.tables for shard in table.shards if shard.rank == rank)
-    new_bytes = FLOAT_BYTES * sum(layout.num_floats(shard.num_rows, shard.num_cols) for shard in sizes)
-    return Room(new_bytes, old_bytes, FLOAT_BYTES * sum(buffer_floats(rounds, rank)))
+    """What moving to a plan needs on this rank.
+
+    Source: torch 2.13, `Reducer` of DistributedDataParallel: it allocates its buckets, as large as the parameters, when
+    it is built.
+    """
+    num_floats = 0
+    for table in plan.tables:
+        is_replicated = table.sharding_type is ShardingType.DATA_PARALLEL
+        for shard in (shard for shard in table.shards if shard.rank == rank):
+            num_floats += layout.num_floats(shard.num_rows, shard.num_cols)
+            num_floats += shard.num_rows * shard.num_cols * is_replicated
+    buffer_bytes = NUM_BUFFERS // 2 * FLOAT_BYTES * sum(buffer_floats(rounds, rank))
+    return Room(FLOAT_BYTES * num_floats, old_bytes, buffer_bytes)
 
 
 def choose_staging(room: Room, config: ReshardConfig, device: torch.device) -> str:
