@@ -14,8 +14,18 @@ MAXRSS_UNIT_BYTES = 1 if sys.platform == "darwin" else 1024
 RESET_PEAK = "5"
 
 
+# The most that was read of each device: a watch over a stretch of work sets the system's own peak back.
+_MOST_BYTES: dict[torch.device, int] = {}
+
+
 def peak_bytes(device: torch.device) -> int:
-    """Peak allocated bytes of the GPU, or of the process's resident set on a CPU rank."""
+    """Peak allocated bytes of the GPU, or of the process's resident set on a CPU rank, since the process began."""
+    _MOST_BYTES[device] = max(_MOST_BYTES.get(device, 0), _latest_peak_bytes(device))
+    return _MOST_BYTES[device]
+
+
+def _latest_peak_bytes(device: torch.device) -> int:
+    """The same since it was last set back."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * MAXRSS_UNIT_BYTES
@@ -39,6 +49,7 @@ class PeakWatch:
         """Begin; the peak that the device or system keeps is set back."""
         self._device = device
         self._begin = self._used()
+        peak_bytes(device)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
             return
@@ -51,13 +62,13 @@ class PeakWatch:
         if self._device.type == "cuda":
             return max(0, torch.cuda.max_memory_allocated(self._device) - self._begin)
         peak = _proc_bytes(Path("/proc/self/status"), "VmHWM")
-        return max(0, (peak_bytes(self._device) if peak is None else peak) - self._begin)
+        return max(0, (_latest_peak_bytes(self._device) if peak is None else peak) - self._begin)
 
     def _used(self) -> int:
         if self._device.type == "cuda":
             return torch.cuda.memory_allocated(self._device)
         resident = _proc_bytes(Path("/proc/self/status"), "VmRSS")
-        return peak_bytes(self._device) if resident is None else resident
+        return _latest_peak_bytes(self._device) if resident is None else resident
 
 
 def _proc_bytes(path: Path, key: str) -> int | None:

@@ -51,6 +51,12 @@ def transfers(old: ShardingPlan, new: ShardingPlan) -> tuple[Transfer, ...]:
 
 def table_transfers(old: TablePlacement, new: TablePlacement) -> tuple[Transfer, ...]:
     """The same of one table, in the order of the new shards."""
+    if old == new:
+        return tuple(
+            Transfer(new.name, s.rank, s.rank, s.row_offset, s.num_rows, s.col_offset, s.num_cols)
+            for s in new.shards
+            if s.num_rows
+        )
     is_replicated = old.sharding_type is ShardingType.DATA_PARALLEL
     found = []
     for shard in new.shards:

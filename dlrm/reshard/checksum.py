@@ -52,13 +52,13 @@ def cells_sum(cells: torch.Tensor, row_offset: int, col_offset: int) -> torch.Te
     num_rows, num_cols = cells.shape
     is_paired = not (col_offset % WORD_CELLS or num_cols % WORD_CELLS)
     columns = (_pair_factors if is_paired else _cell_factors)(col_offset, num_cols, cells.device)
-    rows = factors(row_offset, num_rows, cells.device)
     block = max(1, BLOCK_CELLS[cells.device.type] // max(1, num_cols))
     total = torch.zeros((), dtype=torch.int64, device=cells.device)
     for begin in range(0, num_rows, block):
         part = cells[begin : begin + block].contiguous()
         words = part.view(torch.int64) if is_paired else part.view(torch.int32).long() & ((1 << CELL_BITS) - 1)
-        total += (_multiply(words, columns) * rows[begin : begin + block]).sum()
+        rows = factors(row_offset + begin, len(part), cells.device)
+        total += (_multiply(words, columns) * rows).sum()
     return total.cpu()
 
 

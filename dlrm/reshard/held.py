@@ -148,7 +148,7 @@ def empty_shards(plan: ShardingPlan, rank: int, optimizer: OptimizerKind) -> lis
 
 def flip_a_bit(shards: list[HeldShard]) -> None:
     """Change the lowest bit of one weight, if this rank holds any: for tests of what finds that."""
-    for shard in shards[:1]:
+    for shard in [shard for shard in shards if shard.weight.numel()][:1]:
         shard.weight.view(torch.int32)[0, 0] ^= 1
 
 

@@ -24,6 +24,7 @@ from dlrm.memory import PeakWatch
 from dlrm.optimizers import fused_params, without_tables
 from dlrm.reshard.courier import Courier
 from dlrm.reshard.held import HeldShard, Holding, agree_counters, empty_shards, flip_a_bit
+from dlrm.reshard.misfit import find_misfit
 from dlrm.reshard.parcels import FLOAT_BYTES, Layout, cut_parcels, layout_of, sort_into_rounds
 from dlrm.reshard.room import HOST, check_room, choose_staging, measure_room
 from dlrm.reshard.sharded import Builder, Site, unshard
@@ -94,10 +95,12 @@ class Migration:
 
         Args:
             old: The plan that trains.
-            new: A legal plan of the same tables and ranks.
+            new: The plan to train under.
             optimizer: Of the model, as `reoptimise` or its maker gave it.
             at: Told of stages.
         """
+        if (misfit := find_misfit(old, new)) is not None:
+            return Migrated(optimizer, 0, 0.0, 0, 0, "device", Fault(None, misfit))
         watch, attempt = PeakWatch(self.device), Attempt(self, old, new, optimizer, at)
         # It holds the state of the old shards, for which there may be no room later on.
         del optimizer
@@ -236,7 +239,8 @@ class Attempt:
     def _fill(self, plan: ShardingPlan, values: list[HeldShard]) -> None:
         found = {shard.place: shard for shard in values}
         for shard in self._build(plan):
-            shard.take(found[shard.place])
+            if shard.weight.numel():
+                shard.take(found[shard.place])
 
     def _release(self) -> None:
         """Let go of what stands in the model, so that its memory is free."""

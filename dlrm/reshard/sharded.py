@@ -1,13 +1,16 @@
 """The sharded collection inside a model: built anew under another plan, and put into the old one's place."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.overrides import TorchFunctionMode
-from torchrec.distributed import DistributedModelParallel
+from torchrec.distributed import DistributedModelParallel, embedding, embeddingbag
 from torchrec.distributed.embedding import EmbeddingCollectionSharder, ShardedEmbeddingCollection
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder, ShardedEmbeddingBagCollection
 from torchrec.distributed.types import EmbeddingModuleShardingPlan, ShardingEnv
@@ -33,7 +36,7 @@ class Site:
         """Find the place; `path` is the collection's name in the model without the wrappers of parallelism."""
         self._model, self._path = model, path
         inner = model._dmp_wrapped_module
-        inner = getattr(inner, "module", inner) if isinstance(inner, nn.parallel.DistributedDataParallel) else inner
+        inner = getattr(inner, "module", inner) if isinstance(inner, DistributedDataParallel) else inner
         parent, _, self._name = path.rpartition(".")
         self._parent = inner.get_submodule(parent)
 
@@ -76,11 +79,11 @@ class Builder:
     device: torch.device
 
     def build(self, unsharded: nn.Module, plan: EmbeddingModuleShardingPlan) -> Sharded:
-        """The collection under a plan. Collective where tables are replicated, or rows are cut within nodes."""
+        """The collection under a plan. Collective once: when rows are first cut within nodes, groups are made."""
         is_bags = isinstance(unsharded, EmbeddingBagCollection)
         sharder = (EmbeddingBagCollectionSharder if is_bags else EmbeddingCollectionSharder)(self.fused_params)
         env = ShardingEnv.from_process_group(dist.GroupMember.WORLD)
-        with Uninitialised():
+        with Uninitialised(), unsynchronised():
             return sharder.shard(unsharded, plan, env, self.device)
 
 
@@ -109,3 +112,30 @@ class Uninitialised(TorchFunctionMode):
         if func in self.DRAWS:
             return args[0] if args else named["tensor"]
         return func(*args, **named)
+
+
+class UnsynchronisedDataParallel(DistributedDataParallel):
+    """Does not send rank 0's first weights to all ranks: these are overwritten, alike on all of them.
+
+    So nothing in it waits for another rank, on which something may have gone wrong while it built its shards.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """See DistributedDataParallel."""
+        super().__init__(*args, **{**kwargs, "init_sync": False})
+
+
+@contextmanager
+def unsynchronised() -> Iterator[None]:
+    """Within it collections wrap their replicated tables so.
+
+    Source: TorchRec 1.8, `init_data_parallel` of sharded collections, which takes the class from its module.
+    """
+    modules: tuple[Any, ...] = (embedding, embeddingbag)
+    for module in modules:
+        module.DistributedDataParallel = UnsynchronisedDataParallel
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.DistributedDataParallel = DistributedDataParallel

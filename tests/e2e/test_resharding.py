@@ -73,9 +73,10 @@ def test_a_hot_table_leads_to_a_move_that_mends_the_balance(
 
 
 def test_advice_moves_nothing(ray_head: RayHead, repository: Path, tmp_path: Path) -> None:
-    report = train(ray_head, repository, tmp_path, "run.name=advised", "train.steps=300", "resharding.mode=advise")
+    report = train(ray_head, repository, tmp_path, "run.name=advised", "train.steps=600", "resharding.mode=advise")
     assert report["migrations"] == [] and len(report["plans"]) == 1
-    assert "advised" in {decision["answer"] for decision in report["decisions"]}, report["decisions"]
+    answers = [(decision["answer"], decision["reason"]) for decision in report["decisions"]]
+    assert "advised" in dict(answers), "\n".join(map(str, answers))
 
 
 def wait_for_records(run: Path, process: "subprocess.Popen[str]") -> None:
