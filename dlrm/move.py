@@ -16,7 +16,7 @@ from planner.text import human_bytes
 MS_PER_S = 1e3
 # What is said of a migration as the most of any rank: times in ms, then bytes.
 MOST = ("pause_ms", "transfer_ms", "announced_bytes", "extra_peak_bytes")
-NO_STEPS_LEFT = Fault(None, "the job has no steps left")
+TOO_LATE = Fault(None, "the job was over before it could begin")
 
 
 def move(rig: Rig, command: Mapping[str, Any], step: int) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def move(rig: Rig, command: Mapping[str, Any], step: int) -> dict[str, Any]:
 
 def decline(command: Mapping[str, Any], step: int) -> dict[str, Any]:
     """The record of a command that came too late to be carried out."""
-    return migration_record(command, step, NO_STEPS_LEFT, {"moved_bytes": 0, "staging": None, **dict.fromkeys(MOST, 0)})
+    return migration_record(command, step, TOO_LATE, {"moved_bytes": 0, "staging": None, **dict.fromkeys(MOST, 0)})
 
 
 def migration_record(
@@ -43,7 +43,7 @@ def migration_record(
 ) -> dict[str, Any]:
     """What came of a migration: `is_committed`, or a fault and the rank that had it first, and its figures."""
     if fault is None:
-        message = f"{human_bytes(figures['moved_bytes'])} moved in {figures['pause_ms']:.0f} ms ({command['reason']})"
+        message = f"{human_bytes(figures['moved_bytes'])} moved, training paused for {figures['pause_ms']:.0f} ms"
     else:
         where = "" if fault.rank is None else f" on rank {fault.rank}"
         message = f"not moved, the plan stays as it was: {fault.text}{where}"

@@ -120,21 +120,22 @@ class PhaseHooks:
             self._attach_collection(collection)
 
     def remove(self) -> None:
-        """Take them off what stays when the tables are sharded anew; sharded modules go with their hooks."""
+        """Take them all off: the tables are sharded anew, or stay as they are under other hooks."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
 
     def _attach_collection(self, collection: ShardedEmbeddingBagCollection) -> None:
-        collection.register_forward_pre_hook(self._on_call(INPUT_DIST))
-        collection.register_forward_hook(self._on_pooled)
+        add = self._handles.append
+        add(collection.register_forward_pre_hook(self._on_call(INPUT_DIST)))
+        add(collection.register_forward_hook(self._on_pooled))
         for group, lookup in enumerate(collection._lookups):
             forward, backward = self._columns.lookup_columns(group)
-            lookup.register_forward_pre_hook(self._on_call(forward))
+            add(lookup.register_forward_pre_hook(self._on_call(forward)))
             for kernel in kernels_of(lookup):
-                kernel.register_forward_hook(self._on_kernel(backward))
+                add(kernel.register_forward_hook(self._on_kernel(backward)))
         for output_dist in collection._output_dists:
-            output_dist.register_forward_pre_hook(self._on_call(OUTPUT_DIST_FORWARD))
+            add(output_dist.register_forward_pre_hook(self._on_call(OUTPUT_DIST_FORWARD)))
 
     def _on_call(self, column: int) -> Callable[..., None]:
         """A hook that enters a phase."""

@@ -34,36 +34,51 @@ class TrafficHooks:
 
     def __init__(self, clock: PhaseClock) -> None:
         self._clock = clock
-        self._handle: RemovableHandle | None = None
+        self._removals: list[Callable[[], None]] = []
         self.latest: dict[int, KeyedJaggedTensor] = {}
 
     def attach(self, model: nn.Module) -> None:
         """Put the hooks on."""
         gradient_bytes = replicated_gradient_bytes(model)
-        self._handle = model.register_forward_pre_hook(lambda *_: self._clock.count(ALL_REDUCE_BYTES, gradient_bytes))
+        self._keep(model.register_forward_pre_hook(lambda *_: self._clock.count(ALL_REDUCE_BYTES, gradient_bytes)))
         for collection in sharded_collections(model):
             self._attach_collection(collection)
 
     def remove(self) -> None:
-        """Take off what is not on a sharded module, which goes with its hooks; forget the latest lookups."""
-        if self._handle is not None:
-            self._handle.remove()
+        """Take them all off, and forget the latest lookups."""
+        for removal in self._removals:
+            removal()
+        self._removals.clear()
         self.latest.clear()
 
+    def _keep(self, handle: RemovableHandle) -> None:
+        self._removals.append(handle.remove)
+
     def _attach_collection(self, collection: ShardedEmbeddingBagCollection) -> None:
+        if collection._has_uninitialized_input_dist:
+            self._attach_to_the_first_batch(collection)
+        else:
+            self._attach_input_dists(collection)
+        for group, lookup in enumerate(collection._lookups):
+            self._keep(lookup.register_forward_pre_hook(self._on_lookup(group)))
+        for output_dist in collection._output_dists:
+            self._keep(output_dist.register_forward_hook(self._on_pooled_sent()))
+
+    def _attach_to_the_first_batch(self, collection: ShardedEmbeddingBagCollection) -> None:
         create = collection._create_input_dist
 
         def create_and_count(*args: Any, **kwargs: Any) -> None:
             create(*args, **kwargs)
-            for input_dist in collection._input_dists:
-                for exchange in (module for module in input_dist.modules() if isinstance(module, KJTAllToAll)):
-                    exchange.register_forward_pre_hook(self._on_ids_sent)
+            self._attach_input_dists(collection)
 
         collection._create_input_dist = create_and_count
-        for group, lookup in enumerate(collection._lookups):
-            lookup.register_forward_pre_hook(self._on_lookup(group))
-        for output_dist in collection._output_dists:
-            output_dist.register_forward_hook(self._on_pooled_sent())
+        # The method of the class is seen again.
+        self._removals.append(lambda: collection.__dict__.pop("_create_input_dist"))
+
+    def _attach_input_dists(self, collection: ShardedEmbeddingBagCollection) -> None:
+        for input_dist in collection._input_dists:
+            for exchange in (module for module in input_dist.modules() if isinstance(module, KJTAllToAll)):
+                self._keep(exchange.register_forward_pre_hook(self._on_ids_sent))
 
     def _on_ids_sent(self, _module: nn.Module, inputs: tuple[KeyedJaggedTensor, ...]) -> None:
         self._clock.count(INPUT_DIST_BYTES, num_bytes(inputs[0].values()) + num_bytes(inputs[0].lengths()))

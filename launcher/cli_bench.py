@@ -27,6 +27,8 @@ def add_benchmarks(commands: Any) -> None:
     add_cost_benchmark(names)
     add_plans_benchmark(names)
     add_telemetry_benchmarks(names)
+    add_migrate_benchmark(names)
+    add_drift_benchmark(names)
 
 
 def add_cost_benchmark(names: Any) -> None:
@@ -94,6 +96,34 @@ def add_telemetry_benchmarks(names: Any) -> None:
     parser.add_argument("--record", action="store_true", help=text)
     text = "only find the detectors' thresholds anew, at one rate of false alarms (some minutes)"
     parser.add_argument("--calibrate", action="store_true", help=text)
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    add_config(parser)
+
+
+def add_migrate_benchmark(names: Any) -> None:
+    """`shardwright bench migrate`."""
+    text = "move tables between plans of all kinds on real ranks, each move beside an all-to-all of as many bytes"
+    about = "Of the configuration count cluster, optimizer.sparse and resharding."
+    parser = names.add_parser("migrate", help=text, description=f"{text}. {about}", epilog=EPILOG)
+    parser.set_defaults(command=bench_migrate)
+    parser.add_argument("--ranks", type=_count, default=2, metavar="N", help="of the group (2)")
+    text = "that travel in a migration, all ranks together (16,64,256)"
+    parser.add_argument("--mib", type=_whole_numbers, default=(16, 64, 256), metavar="N,N", help=f"MiB {text}")
+    parser.add_argument("--repeats", type=_count, default=5, metavar="N", help="of every migration (5)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    add_config(parser)
+
+
+def add_drift_benchmark(names: Any) -> None:
+    """`shardwright bench drift`."""
+    text = "let the load move to one rank's tables, and compare re-sharding with its plan kept and with the right one"
+    about = "The job is the benchmark's own; of the configuration cluster, profile, imbalance and resharding count."
+    parser = names.add_parser("drift", help=text, description=f"{text}. {about}", epilog=EPILOG)
+    parser.set_defaults(command=bench_drift)
+    parser.add_argument("--repeats", type=_count, default=3, metavar="N", help="runs of each of the three (3)")
+    parser.add_argument("--steps", type=_count, default=1200, metavar="N", help="of each run (1200)")
+    text = "last step before the drift, behind what the watch learns from (150)"
+    parser.add_argument("--drift-step", type=_count, default=150, metavar="N", help=text)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     add_config(parser)
 
@@ -201,6 +231,36 @@ def bench_detect(options: argparse.Namespace) -> ExitCode:
         print_json(found)
     else:
         for part in render_detect(found):
+            make_console().print(part)
+    return ExitCode.OK
+
+
+def bench_migrate(options: argparse.Namespace) -> ExitCode:
+    """`shardwright bench migrate`."""
+    from launcher.bench.migrate import MigrateBenchmark, render_migrate, run_migrate
+    from launcher.views.tables import make_console
+
+    asked = MigrateBenchmark(options.ranks, options.mib, options.repeats)
+    found = run_migrate(load(options), asked, make_console(stderr=True).print)
+    if options.json:
+        print_json(found)
+    else:
+        for part in render_migrate(found):
+            make_console().print(part)
+    return ExitCode.OK
+
+
+def bench_drift(options: argparse.Namespace) -> ExitCode:
+    """`shardwright bench drift`."""
+    from launcher.bench.drift import DriftBenchmark, render_drift, run_drift
+    from launcher.views.tables import make_console
+
+    asked = DriftBenchmark(options.repeats, options.steps, options.drift_step)
+    found = run_drift(load(options), asked, follow_profile(), make_console(stderr=True).print)
+    if options.json:
+        print_json(found)
+    else:
+        for part in render_drift(found):
             make_console().print(part)
     return ExitCode.OK
 

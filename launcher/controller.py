@@ -118,7 +118,7 @@ def make_resharding(
     budget_s = min(MOST_REPLAN_S, config.planner.budget_s)
     settings = ReplanSettings(margin=config.resharding.margin, budget_s=budget_s, seed=config.train.seed)
 
-    def adopt(moved_to: PricedPlan, step: int) -> None:
+    def adopt(moved_to: PricedPlan, step: int, is_promise: bool) -> None:
         """Another plan trains after this step: keep it, show it, and watch it by what it promises."""
         try:
             run.write_plan(moved_to.to_dict())
@@ -126,7 +126,7 @@ def make_resharding(
             observer.show(warning_record(f"the plan of step {step} could not be kept in {run.path}: {error}", step))
         observer.show_plan(moved_to, step)
         if watcher is not None:
-            watcher.reset(moved_to.cost.lookup_ms)
+            watcher.reset(moved_to.cost.lookup_ms if is_promise else None)
 
     return Resharding(
         config.resharding,

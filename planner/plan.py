@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from planner.errors import PlanningError
 from planner.sharding import Shard, ShardingType
 
@@ -43,7 +45,7 @@ class ShardingPlan:
         try:
             tables = tuple(_placement_from_dict(table) for table in data["tables"])
             return cls(world_size=int(data["world_size"]), tables=tables)
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             raise PlanningError(
                 f"plan: cannot be read ({type(error).__name__}: {error}); expected what `plan --json` "
                 "writes: world_size and tables: [{name, sharding_type, shards: [{rank, row_offset, num_rows, "
@@ -61,5 +63,5 @@ def _placement_dict(table: TablePlacement) -> dict[str, Any]:
 
 
 def _placement_from_dict(data: Mapping[str, Any]) -> TablePlacement:
-    shards = tuple(Shard(**{key: int(value) for key, value in shard.items()}) for shard in data["shards"])
+    shards = tuple(Shard(**{key: int(np.int64(value)) for key, value in shard.items()}) for shard in data["shards"])
     return TablePlacement(str(data["name"]), ShardingType(data["sharding_type"]), shards)

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import nn
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer
 
+from dlrm.errors import DlrmError
 from planner.plan import ShardingPlan
 from planner.tables import OptimizerKind
 from planner.torchrec_bridge import table_name
@@ -97,7 +98,17 @@ class Holding:
         shards: Its rectangles.
     """
 
-    def __init__(self, collection: nn.Module, optimizer: CombinedOptimizer) -> None:
+    def __init__(self, collection: nn.Module, optimizer: CombinedOptimizer, num_states: int) -> None:
+        """Find them.
+
+        Args:
+            collection: The sharded collection.
+            optimizer: Steps it.
+            num_states: Tensors of state that its kind of optimizer keeps.
+
+        Raises:
+            DlrmError: `state`, where a table has another number of them: it would be moved without.
+        """
         kernels = list(_kernels(collection))
         self._fused = [kernel.emb_module for kernel in kernels if is_fused(kernel)]
         dense = [weight for kernel in kernels if not is_fused(kernel) for weight in kernel.split_embedding_weights()]
@@ -110,6 +121,10 @@ class Holding:
             states |= _states_by_place(each)
         self._dense_states = [states[place] for place in sorted(places)]
         self.shards = [shard for kernel in kernels for shard in _shards_of(kernel, states)]
+        for shard in self.shards:
+            if len(shard.states) != num_states:
+                found = f"found {len(shard.states)} tensors of optimizer state, expected {num_states}"
+                raise DlrmError(f"table {shard.table!r}: {found}", "state")
 
     def read_counters(self) -> Counters:
         """The counters of this rank; one without tables has counted nothing."""

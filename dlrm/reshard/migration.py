@@ -142,11 +142,12 @@ class Attempt:
         self._site = Site(migration.model, migration.path)
         self._was, self._old_optimizer, self.optimizer = self._site.standing, optimizer, optimizer
         self._unsharded = unshard(self._was.collection)
-        holding = Holding(self._was.collection, optimizer)
+        self._layout = layout_of(self._kind)
+        holding = Holding(self._was.collection, optimizer, self._layout.num_states)
         self._old, self._counters = holding.shards, agree_counters(holding.read_counters())
         self._targets: list[HeldShard] = []
         self.transfer_ms = 0.0
-        self._cut(layout_of(self._kind))
+        self._cut(self._layout)
 
     def _cut(self, layout: Layout) -> None:
         """Work out what stays, what travels, and what that takes."""
@@ -203,7 +204,7 @@ class Attempt:
         collection = self._builder.build(self._unsharded, wanted)
         self._site.place(collection)
         self.optimizer = self._all.reoptimise(self._old_optimizer)
-        holding = Holding(collection, self.optimizer)
+        holding = Holding(collection, self.optimizer, self._layout.num_states)
         holding.write_counters(self._counters)
         return holding.shards
 

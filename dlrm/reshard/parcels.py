@@ -26,6 +26,11 @@ class Layout:
     num_cell_values: int
     num_row_values: int
 
+    @property
+    def num_states(self) -> int:
+        """Tensors of state beside the weights."""
+        return self.num_cell_values - 1 + self.num_row_values
+
     def num_floats(self, num_rows: int, num_cols: int) -> int:
         """Floats of so large a rectangle."""
         return num_rows * (num_cols * self.num_cell_values + self.num_row_values)

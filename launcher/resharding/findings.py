@@ -61,9 +61,9 @@ class StandingFindings:
         """Remember a no."""
         self._refused[subject_of(verdict)] = _Refused(step, _break_even_step(verdict, step, decision))
 
-    def rest(self, step: int) -> None:
-        """Ask about nothing for a cool-down from this step on."""
-        self._quiet_until = step + self._cool_down_steps
+    def rest(self, step: int, times: int = 1) -> None:
+        """Ask about nothing for so many cool-downs from this step on."""
+        self._quiet_until = step + times * self._cool_down_steps
 
     def forget(self) -> None:
         """Another plan trains: what was found of the one before is settled."""

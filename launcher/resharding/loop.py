@@ -30,10 +30,14 @@ from launcher.resharding.search import Answer, Question, Search
 from launcher.schema import ReshardingSection
 from planner.check import check
 from planner.errors import PlanningError
+from planner.plan import ShardingPlan
 from planner.replan import Decision, Outcome
 from planner.transfers import moved_bytes
 
 NO_SUBJECT = (None, None)
+
+RESTS_LONGER = 4
+"""Times the cool-down before, after each loss in a row: a model that promised wrongly will promise the same again."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +47,14 @@ class Surroundings:
     Attributes:
         commands: To the workers.
         tell: Shows a record to everyone.
-        adopt: Told of a plan that trains from the step after a given one on.
+        adopt: Told of a plan that trains from the step after a given one on, and whether its cost is a promise: that
+            of a plan that is gone back to was made for another load.
         requests: Of users.
     """
 
     commands: Commands
     tell: Callable[[dict[str, Any]], None]
-    adopt: Callable[[PricedPlan, int], None]
+    adopt: Callable[[PricedPlan, int, bool], None]
     requests: RequestBox
 
 
@@ -77,7 +82,7 @@ class Resharding:
         self._memory = PlanMemory(planned.plan, watch, settings.settle_steps)
         self._move: Move | None = None
         self._settling: SettlingMove | None = None
-        self._num_moves = self._window_step = 0
+        self._num_moves = self._num_losses = self._window_step = 0
         self._total_steps: int | None = None
         self._has_warned = False
 
@@ -95,7 +100,7 @@ class Resharding:
             self._window_step, self._total_steps = record["step"], record["total_steps"]
         elif record["kind"] == "migration" and self._move is not None and record["move"] == self._move.number:
             move, self._move = self._move, None
-            self._findings.rest(record["step"])
+            self._findings.rest(record["step"], RESTS_LONGER**self._num_losses)
             (self._make if record["is_committed"] else self._leave)(move, record)
 
     def proceed(self) -> None:
@@ -107,6 +112,9 @@ class Resharding:
     def close(self) -> None:
         """The run has ended: no search goes on, and nobody waits for an answer."""
         self._search.close()
+        if self._move is not None:
+            message = f"move {self._move.number} was asked for, and the run ended before it was made"
+            self._around.tell(warning_record(message, self._step))
         self._guard(self._around.requests.close)
 
     @property
@@ -125,15 +133,22 @@ class Resharding:
         if not self._settings.enabled or self._settling is not None or self._search.is_busy:
             return
         verdict = self._findings.due(self._step) if self._around.commands.is_idle else None
-        seen = None if verdict is None else self._memory.observe(verdict.since_step, self._findings.slow_senders())
-        if verdict is None or seen is None:
+        if verdict is None:
+            return
+        try:
+            seen = self._memory.observe(verdict.since_step, self._findings.slow_senders())
+            healthy = self._memory.observe_healthy(verdict.since_step)
+        except ValueError as error:  # a figure that no clock gives: not worth the training
+            self._refuse(verdict, NO, refusal(self._present.cost.step_ms, f"no: {error}"))
+            return
+        if seen is None:
             return
         question = Question(
             verdict=verdict,
             step=self._step,
             plan=self._present.plan,
             seen=seen,
-            healthy=self._memory.observe_healthy(verdict.since_step),
+            healthy=healthy,
             price=self._prices.present,
             remaining_steps=self._remaining_steps,
             lost_ms=lost_ms(verdict, self._step),
@@ -184,7 +199,7 @@ class Resharding:
         self._findings.forget()
         self._memory = PlanMemory(move.planned.plan, self._watch, self._settings.settle_steps)
         self._prices.learn(migration)
-        self._around.adopt(move.planned, migration["step"])
+        self._around.adopt(move.planned, migration["step"], move.trigger != ROLLBACK)
         if move.trigger != ROLLBACK and len(move.before):
             self._settling = SettlingMove(move, previous, migration["step"])
         self._reply(move.request, MOVED, migration["message"], migration)
@@ -202,6 +217,7 @@ class Resharding:
             return
         self._settling, move = None, settling.move
         is_taken_back = settling.is_taken_back(outcome)
+        self._num_losses = self._num_losses + 1 if is_taken_back else 0
         self._around.tell(outcome_record(self._step, move.number, outcome, is_taken_back))
         if is_taken_back:
             decision = self._way_back(settling, outcome)
@@ -231,6 +247,9 @@ class Resharding:
         request = None if self._search.is_busy else self._guard(self._around.requests.take)
         if request is None:
             return
+        if request.plan is None:
+            self._turn_down(request, REFUSED, request.fault)
+            return
         try:
             check(request.plan, self._present.problem)
         except PlanningError as error:
@@ -239,20 +258,22 @@ class Resharding:
         if set(request.plan.tables) == set(self._present.plan.tables):
             self._turn_down(request, UNCHANGED, "this plan trains already; nothing moves")
             return
-        self._begin_request(request)
+        self._begin_request(request.name, request.plan)
 
-    def _begin_request(self, request: Request) -> None:
+    def _begin_request(self, name: str, plan: ShardingPlan) -> None:
         """Move as a user wants it; gain and price are estimates that were not corrected by what was measured."""
-        present, plan = self._present, request.plan
+        present = self._present
         problem, estimator = present.problem, present.estimator
         planned = price_plan(present, plan, estimator.estimate(problem, plan), REQUESTED)
         gain_ms = estimator.estimate(problem, present.plan).step_ms - planned.cost.step_ms
         decision = self._given(planned, gain_ms, "a plan was handed in")
         before = self._memory.times(self._step - self._settings.settle_steps + 1)
-        self._begin(planned, REQUEST, NO_SUBJECT, decision, before, request.name)
+        self._begin(planned, REQUEST, NO_SUBJECT, decision, before, name)
 
     def _turn_down(self, request: Request, status: str, message: str) -> None:
-        decision = refusal(self._present.cost.step_ms, message.splitlines()[0])
+        # The first line of a refused plan only counts its faults.
+        reason = ": ".join(line.strip() for line in message.splitlines()[:2])
+        decision = refusal(self._present.cost.step_ms, reason)
         self._around.tell(decision_record(self._step, None, REQUEST, NO_SUBJECT, NO, decision))
         self._reply(request.name, status, message)
 

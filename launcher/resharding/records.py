@@ -11,7 +11,7 @@ VERDICT, REQUEST, ROLLBACK = "verdict", "request", "rollback"
 MOVE, NO, ADVISED = "move", "no", "advised"
 """What was answered."""
 
-_SAID = {MOVE: "move: ", NO: "", ADVISED: "advice, nothing moves: "}
+_SAID = {MOVE: "moving: ", NO: "", ADVISED: "advice, nothing moves: "}
 
 
 def decision_record(

@@ -31,10 +31,11 @@ class RequestError(Exception):
 
 @dataclass(frozen=True)
 class Request:
-    """A plan that somebody wants a running job to train under."""
+    """A plan that somebody wants a running job to train under; None where the file holds none, and what is wrong."""
 
     name: str
-    plan: ShardingPlan
+    plan: ShardingPlan | None
+    fault: str = ""
 
 
 class RequestBox:
@@ -46,7 +47,7 @@ class RequestBox:
         self._folder.mkdir(exist_ok=True)
 
     def take(self) -> Request | None:
-        """The oldest request that was not taken; one that holds no plan is refused."""
+        """The oldest request that was not taken."""
         for path in sorted(self._folder.glob("*.request")):
             taken = path.with_suffix(".taken")
             try:
@@ -55,8 +56,8 @@ class RequestBox:
                 continue  # taken back
             try:
                 return Request(path.stem, ShardingPlan.from_dict(json.loads(taken.read_text())["plan"]))
-            except (ValueError, KeyError, TypeError, PlanningError) as error:
-                self.answer(path.stem, REFUSED, f"the request holds no plan: {error!r}")
+            except (ValueError, KeyError, TypeError, RecursionError, OSError, PlanningError) as error:
+                return Request(path.stem, None, f"the request holds no plan: {error!r}")
         return None
 
     def answer(self, name: str, status: str, message: str, migration: Mapping[str, Any] | None = None) -> None:

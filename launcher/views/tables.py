@@ -14,7 +14,7 @@ def make_console(stderr: bool = False) -> Console:
     """A console that never writes wider than 100 columns, and no escape codes into files or pipes."""
     stream = sys.stderr if stderr else sys.stdout
     width = Console(file=stream).width if stream.isatty() else MAX_WIDTH
-    return Console(file=stream, width=min(width, MAX_WIDTH), highlight=False, soft_wrap=False)
+    return Console(file=stream, width=min(width, MAX_WIDTH), highlight=False, markup=False, soft_wrap=False)
 
 
 def make_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]], left: int = 1) -> Table:

@@ -76,10 +76,10 @@ def _find_better(
     search: Rearrangement, price: MovePrice, num_steps: float, settings: ReplanSettings, began_s: float
 ) -> ShardingPlan | None:
     """The plan with the least sum of steps and price, over more steps than asked for where nothing pays so soon."""
-    candidates = search.candidates(price, num_steps, settings, began_s)
+    candidates, ends_at = search.candidates(price, num_steps, settings, began_s), began_s + settings.budget_s
     for longer in _longer(num_steps) if candidates else ():
-        better = search.shortest_way(candidates, price, longer, began_s + settings.budget_s)
-        if better is not None:
+        better = search.shortest_way(candidates, price, longer, ends_at)
+        if better is not None or time.monotonic() >= ends_at:
             return better
     return None
 

@@ -120,9 +120,11 @@ def test_other_folders_and_files_are_told_apart(run: RunDir, capsys: pytest.Capt
     assert "is not the folder of a run" in errors(capsys) and box.take() is None
 
 
-def test_a_broken_request_is_refused_and_the_next_one_served(run: RunDir) -> None:
+@pytest.mark.parametrize("text", ["{", '{"plan": {"world_size": 2, "tables": [{"shards": [5]}]}}', "[" * 100_000])
+def test_a_broken_request_holds_no_plan_and_the_next_one_does(run: RunDir, text: str) -> None:
     box = RequestBox(run)
-    (run.requests / "0.request").write_text("{")
+    (run.requests / "0.request").write_text(text)
     name = hand_in(run, PLAN)
+    broken = box.take()
+    assert broken is not None and broken.plan is None and "holds no plan" in broken.fault
     assert box.take() == Request(name, PLAN) and box.take() is None
-    assert json.loads((run.requests / "0.answer").read_text())["status"] == REFUSED

@@ -66,7 +66,7 @@ class Job:
         self.planned, self.run = planned, RunDir(folder)
         self.posted: list[dict[str, Any]] = []
         self.told: list[dict[str, Any]] = []
-        self.adopted: list[tuple[PricedPlan, int]] = []
+        self.adopted: list[tuple[PricedPlan, int, bool]] = []
         self.questions: list[Question] = []
         self.is_move, self.remaining = True, True
         self.step = 0
@@ -76,7 +76,7 @@ class Job:
         around = Surroundings(
             self.commands,
             self.told.append,
-            lambda plan, step: self.adopted.append((plan, step)),
+            lambda *adopted: self.adopted.append(adopted),
             RequestBox(self.run),
         )
         prices = PriceList(MovePrice(fixed_ms=100.0, bytes_per_s=1e9))
@@ -154,8 +154,8 @@ def test_a_finding_leads_to_one_move_that_is_compared_with_its_promise(job: Job)
     assert command["kind"] == "reshard" and command["move"] == 1 and command["reason"] == "because"
     assert ShardingPlan.from_dict(command["plan"]) == swapped(job.planned.plan)
     job.migrate()
-    ((adopted, step),) = job.adopted
-    assert adopted.plan == swapped(job.planned.plan) and step == 130
+    ((adopted, step, is_promise),) = job.adopted
+    assert adopted.plan == swapped(job.planned.plan) and step == 130 and is_promise
     assert adopted.to_dict()["tables"] == command["plan"]["tables"] and "best_move" not in adopted.to_dict()
     job.train(20)
     assert job.of_kind("outcome") == []
@@ -163,7 +163,7 @@ def test_a_finding_leads_to_one_move_that_is_compared_with_its_promise(job: Job)
     (outcome,) = job.of_kind("outcome")
     assert (outcome["promised_gain_ms"], outcome["realised_gain_ms"]) == (1.5, 1.0) and not outcome["is_rolled_back"]
     assert len(job.posted) == 1 and job.answers() == ["move"]
-    assert job.of_kind("decision")[0]["message"] == "slow_device on rank 1: move: because"
+    assert job.of_kind("decision")[0]["message"] == "slow_device on rank 1: moving: because"
 
 
 def test_while_a_move_is_under_way_nothing_else_is_asked(job: Job) -> None:
@@ -254,7 +254,7 @@ def test_a_loss_is_taken_back_once(job: Job) -> None:
     assert (back["trigger"], back["answer"], back["move"]) == ("rollback", "move", 2)
     assert ShardingPlan.from_dict(job.posted[-1]["plan"]) == job.planned.plan
     job.migrate()
-    assert job.adopted[-1][0].plan == job.planned.plan
+    assert job.adopted[-1][0].plan == job.planned.plan and not job.adopted[-1][2]
     job.train(90, lookup_forward_ms=20.0)
     assert len(job.posted) == 2 and len(job.of_kind("outcome")) == 1
 
