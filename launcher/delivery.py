@@ -57,9 +57,10 @@ class Delivery:
         """Hand on what is left once the run has ended, from whichever rank still answers, and the notes of all."""
         (drained,) = self._group.poll(timeout_s, ranks=[0])
         self._take(drained)
-        drained = self._group.poll_survivor(timeout_s)
-        self._take(replace(drained, records=(), num_dropped=0))
-        rest = self._group.poll_rest(timeout_s)
+        survivor = self._group.poll_survivor(timeout_s)
+        self._take(replace(survivor, records=(), num_dropped=0))
+        # The survivor's own notes came with its rows: what it is asked once more holds only later ones.
+        rest = (survivor, *self._group.poll_rest(timeout_s))
         notes = tuple(record for each in rest for record in each.records if record["kind"] == "note")
         self._take(Drained(notes))
         if self._resharding is not None:

@@ -158,7 +158,7 @@ class Attempt:
         self._sums = TableSums(self._old_plan, self._new_plan, layout, self._rank)
         self.moved_bytes = FLOAT_BYTES * sum(parcel.num_floats for parcel in parcels)
         old_bytes = sum(shard.num_bytes for shard in self._old)
-        self.room = measure_room(self._rank, self._new_plan, layout, old_bytes, self._rounds)
+        self.room = measure_room(self._rank, self._new_plan, layout, old_bytes, pieces, self._rounds)
         self.staging = choose_staging(self.room, config, self._all.device)
 
     def carry_out(self) -> None:

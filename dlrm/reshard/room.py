@@ -13,6 +13,7 @@ from dlrm.reshard.parcels import FLOAT_BYTES, NUM_BUFFERS, Layout, Parcel, buffe
 from planner.plan import ShardingPlan
 from planner.sharding import ShardingType
 from planner.text import render_bytes
+from planner.transfers import Transfer
 
 HOST = torch.device("cpu")
 
@@ -22,7 +23,8 @@ class Room:
     """What a migration needs on this rank beside what is there.
 
     Attributes:
-        new_bytes: Of the new shards, with their optimizer state, and of replicas their gradients.
+        new_bytes: Of the new shards, with their optimizer state, of replicas their gradients, and of rows whose parts
+            meet the values of all parts.
         old_bytes: Of the old ones.
         buffer_bytes: Of the buffers.
     """
@@ -43,14 +45,27 @@ class Room:
 
 
 def measure_room(
-    rank: int, plan: ShardingPlan, layout: Layout, old_bytes: int, rounds: Sequence[Sequence[Parcel]]
+    rank: int,
+    plan: ShardingPlan,
+    layout: Layout,
+    old_bytes: int,
+    pieces: Sequence[Transfer],
+    rounds: Sequence[Sequence[Parcel]],
 ) -> Room:
     """What moving to a plan needs on this rank.
 
     Source: torch 2.13, `Reducer` of DistributedDataParallel: it allocates its buckets, as large as the parameters, when
     it is built.
+
+    Args:
+        rank: This rank.
+        plan: The new one.
+        layout: What of a rectangle travels.
+        old_bytes: Of the old shards.
+        pieces: All that the new plan's shards are made of.
+        rounds: In which what travels does.
     """
-    num_floats = 0
+    num_floats = layout.num_row_values * _num_part_rows(rank, plan, pieces)
     for table in plan.tables:
         is_replicated = table.sharding_type is ShardingType.DATA_PARALLEL
         for shard in (shard for shard in table.shards if shard.rank == rank):
@@ -58,6 +73,18 @@ def measure_room(
             num_floats += shard.num_rows * shard.num_cols * is_replicated
     buffer_bytes = NUM_BUFFERS // 2 * FLOAT_BYTES * sum(buffer_floats(rounds, rank))
     return Room(FLOAT_BYTES * num_floats, old_bytes, buffer_bytes)
+
+
+def _num_part_rows(rank: int, plan: ShardingPlan, pieces: Sequence[Transfer]) -> int:
+    """Rows of all pieces on this rank that meet others in a shard of more columns."""
+    mine = {table.name: [shard for shard in table.shards if shard.rank == rank] for table in plan.tables}
+    return sum(
+        piece.num_rows
+        for piece in pieces
+        if piece.target == rank
+        for shard in mine[piece.table]
+        if 0 <= piece.col_offset - shard.col_offset < shard.num_cols and piece.num_cols < shard.num_cols
+    )
 
 
 def choose_staging(room: Room, config: ReshardConfig, device: torch.device) -> str:

@@ -81,18 +81,21 @@ def _telemetry(run: RunDir) -> dict[str, Any]:
     files = read_windows(run)
     values = [float(value) for windows in files for value in windows.imbalances]
     last = files[-1] if files else None
+    plans = run.plans()
+    # Every plan has a file of its own, once a step of it was measured.
+    measured = plans[: len(files)] if files else plans
     return {
         "telemetry": {"num_steps": sum(windows.num_steps for windows in files)} if files else None,
         "data_wait_ms": float(np.median(last.column("data_wait_ms").max(axis=1))) if last else None,
         "imbalance": {"first": values[0], "last": values[-1], "max": max(values)} if values else None,
-        "ranks": _ranks(run.plans(), last),
+        "ranks": _ranks(measured, last),
         "collectives": describe_collectives(last) if last else [],
         "tables": hottest_tables(run),
     }
 
 
 def _ranks(plans: list[dict[str, Any]], windows: Windows | None) -> list[dict[str, Any]]:
-    """What the last plan gives each rank and, where it was measured, what the rank did."""
+    """What the last of the plans gives each rank and, where it was measured, what the rank did."""
     if not plans:
         return []
     figures = _figures(windows) if windows else {}

@@ -155,3 +155,11 @@ def test_a_poll_without_news_is_nothing(watcher: Any) -> None:
     seen = Seen()
     Delivery(Group(), seen, watcher).carry(1.0)  # type: ignore[arg-type]
     assert seen.records == []
+
+
+def test_a_note_of_the_rank_that_spoke_last_is_kept() -> None:
+    seen = Seen()
+    note = {"kind": "note", "step": 8, "message": "of the survivor"}
+    group = Group(Drained(), Drained((note, {"kind": "window", "step": 8})))
+    Delivery(group, seen, None).carry_last(1.0)
+    assert [record["message"] for record in seen.records] == ["of the survivor", "of rank 1"]
