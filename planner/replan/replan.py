@@ -77,9 +77,12 @@ def _find_better(
 ) -> ShardingPlan | None:
     """The plan with the least sum of steps and price, over more steps than asked for where nothing pays so soon."""
     candidates, ends_at = search.candidates(price, num_steps, settings, began_s), began_s + settings.budget_s
-    for longer in _longer(num_steps) if candidates else ():
-        better = search.shortest_way(candidates, price, longer, ends_at)
-        if better is not None or time.monotonic() >= ends_at:
+    horizons = list(_longer(num_steps)) if candidates else []
+    for number, horizon in enumerate(horizons):
+        # With no time for one after another, the longest tells whether anything is gained at all.
+        is_last = number > 0 and time.monotonic() >= ends_at
+        better = search.shortest_way(candidates, price, horizons[-1] if is_last else horizon, ends_at)
+        if better is not None or is_last:
             return better
     return None
 

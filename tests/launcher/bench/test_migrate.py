@@ -92,7 +92,9 @@ def test_real_ranks_move_in_every_transition(ray_head: Any) -> None:
         assert each["pause_ms"] > each["transfer_ms"] > 0 and each["limit_ms"] >= 250
         # Replicas come with gradients as large as they are, which the limit of one copy does not count.
         copies = 2 if each["to"] in (ShardingType.DATA_PARALLEL, MIXED) else 1
-        assert each["extra_peak_bytes"] >= 0 and 0 < each["announced_bytes"] <= copies * each["limit_peak_bytes"]
+        # Row values of parts that meet are kept until all are there: so little of tables this wide.
+        limit_bytes = 1.05 * copies * each["limit_peak_bytes"]
+        assert each["extra_peak_bytes"] >= 0 and 0 < each["announced_bytes"] <= limit_bytes
         if each["from"] == DP:
             assert each["moved_bytes"] == 0 and each["bandwidth_ratio"] is each["bytes_per_s"] is None
         else:
