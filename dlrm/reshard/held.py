@@ -14,8 +14,8 @@ from torch import nn
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer
 
 from dlrm.errors import DlrmError
+from dlrm.reshard.parcels import Layout
 from planner.plan import ShardingPlan
-from planner.tables import OptimizerKind
 from planner.torchrec_bridge import table_name
 
 ORDINARY_STATES = ("sum", "exp_avg", "exp_avg_sq")
@@ -145,19 +145,14 @@ class Holding:
                 group["lr"] = counters.learning_rate
 
 
-def empty_shards(plan: ShardingPlan, rank: int, optimizer: OptimizerKind) -> list[HeldShard]:
+def empty_shards(plan: ShardingPlan, rank: int, layout: Layout) -> list[HeldShard]:
     """What a rank holds under a plan, as zeros in host memory."""
     found = []
     for table in plan.tables:
-        for shard in table.shards:
-            if shard.rank == rank and shard.num_rows:
-                weight = torch.zeros(shard.num_rows, shard.num_cols)
-                states: tuple[torch.Tensor, ...] = ()
-                if optimizer is OptimizerKind.ADAM:
-                    states = torch.zeros_like(weight), torch.zeros_like(weight)
-                elif optimizer is OptimizerKind.ROWWISE_ADAGRAD:
-                    states = (torch.zeros(shard.num_rows),)
-                found.append(HeldShard(table.name, shard.row_offset, shard.col_offset, weight, states))
+        for shard in (shard for shard in table.shards if shard.rank == rank and shard.num_rows):
+            weight, *cells = (torch.zeros(shard.num_rows, shard.num_cols) for _ in range(layout.num_cell_values))
+            rows = [torch.zeros(shard.num_rows) for _ in range(layout.num_row_values)]
+            found.append(HeldShard(table.name, shard.row_offset, shard.col_offset, weight, (*cells, *rows)))
     return found
 
 

@@ -25,12 +25,13 @@ from dlrm.optimizers import fused_params, without_tables
 from dlrm.reshard.courier import Courier
 from dlrm.reshard.held import HeldShard, Holding, agree_counters, empty_shards, flip_a_bit
 from dlrm.reshard.misfit import find_misfit
-from dlrm.reshard.parcels import FLOAT_BYTES, Layout, cut_parcels, layout_of, sort_into_rounds
+from dlrm.reshard.parcels import Layout, cut_parcels, layout_of, sort_into_rounds
 from dlrm.reshard.room import HOST, check_room, choose_staging, measure_room
 from dlrm.reshard.sharded import Builder, Site, unshard
 from dlrm.reshard.stages import At, Stage, no_fault
 from dlrm.reshard.sums import TableSums
 from dlrm.reshard.vote import Fault, GivenUp, together
+from planner.memory import FLOAT_BYTES
 from planner.plan import ShardingPlan
 from planner.tables import OptimizerKind
 from planner.topology import DeviceType, Topology
@@ -192,7 +193,7 @@ class Attempt:
     def _make_targets(self) -> Courier:
         """Make the new shards, beside the old ones or in host memory, and the buffers."""
         if self.staging == "host":
-            self._targets = empty_shards(self._new_plan, self._rank, self._kind)
+            self._targets = empty_shards(self._new_plan, self._rank, self._layout)
         else:
             self._targets = self._build(self._new_plan)
         cut_tables = self._sums.cut_tables

@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from planner.memory import FLOAT_BYTES
 from planner.tables import OptimizerKind
 from planner.transfers import Transfer
 
-FLOAT_BYTES = 4
 NUM_BUFFERS = 4
 """Into which a chunk's bytes are divided: two that are sent from and two that are received into, in turns."""
 

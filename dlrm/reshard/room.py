@@ -9,7 +9,8 @@ import torch.distributed as dist
 from dlrm.config import ReshardConfig
 from dlrm.errors import DlrmError
 from dlrm.memory import free_bytes
-from dlrm.reshard.parcels import FLOAT_BYTES, NUM_BUFFERS, Layout, Parcel, buffer_floats
+from dlrm.reshard.parcels import NUM_BUFFERS, Layout, Parcel, buffer_floats
+from planner.memory import FLOAT_BYTES
 from planner.plan import ShardingPlan
 from planner.sharding import ShardingType
 from planner.text import render_bytes

@@ -139,7 +139,7 @@ class Resharding:
             seen = self._memory.observe(verdict.since_step, self._findings.slow_senders())
             healthy = self._memory.observe_healthy(verdict.since_step)
         except ValueError as error:  # a figure that no clock gives: not worth the training
-            self._refuse(verdict, NO, refusal(self._present.cost.step_ms, f"no: {error}"))
+            self._refuse(verdict, NO, refusal(self._present.cost.step_ms, str(error)))
             return
         if seen is None:
             return
